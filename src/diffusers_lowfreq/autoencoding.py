@@ -1,0 +1,66 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Between pixels and latents of unit scale, for any autoencoder of diffusers."""
+
+import torch
+
+
+def _statistics(vae, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+    """Return (shift, scale) such that `normalized = (raw - shift) * scale`, by diffusers' own configuration keys."""
+    scale = getattr(vae.config, "scaling_factor", None) or 1.0
+    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+    if mean is None or std is None:
+        return getattr(vae.config, "shift_factor", None) or 0.0, scale
+    mean, std = (torch.tensor(value, device=like.device, dtype=like.dtype).view(-1, 1, 1) for value in (mean, std))
+    return mean, scale / std
+
+
+def encode_images(vae, images: torch.Tensor, normalize: bool = True) -> torch.Tensor:
+    """
+    Encode images with any autoencoder of diffusers, taking the mode where it gives a distribution.
+
+    Args:
+        vae (`ModelMixin`):
+            An `AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny` or one with the same outputs.
+        images (`torch.Tensor` of shape `(batch, channels, height, width)`):
+            Images in [-1, 1].
+        normalize (`bool`, defaults to `True`):
+            Bring the latents to unit scale with the configuration's `latents_mean` and `latents_std` per channel, or
+            else its `shift_factor`, and its `scaling_factor`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, latent_channels, latent_height, latent_width)`.
+
+    Raises:
+        ValueError: If the output of `vae.encode` has none of the known forms.
+    """
+    output = vae.encode(images)
+    if hasattr(output, "latent_dist"):
+        latents = output.latent_dist.mode()
+    elif hasattr(output, "latents"):
+        latents = output.latents
+    elif hasattr(output, "latent"):
+        latents = output.latent
+    else:
+        raise ValueError(f"`vae` of type {type(vae).__name__} gives neither `latent_dist` nor `latents` nor `latent`.")
+    if not normalize:
+        return latents
+    shift, scale = _statistics(vae, latents)
+    return (latents - shift) * scale
+
+
+def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """
+    Decode latents of unit scale to images in about [-1, 1]; the inverse of [`encode_images`].
+
+    Args:
+        vae (`ModelMixin`):
+            The autoencoder that made the latents.
+        latents (`torch.Tensor` of shape `(batch, latent_channels, latent_height, latent_width)`):
+            Normalised latents.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, channels, height, width)`.
+    """
+    latents = latents.to(vae.dtype)
+    shift, scale = _statistics(vae, latents)
+    return vae.decode(latents / scale + shift, return_dict=False)[0]

@@ -1,0 +1,9 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""What the training scripts share. Needs the `training` extra; nothing at inference imports it."""
+
+from .images import ImageDataset, load_images
+from .keyed import KeyedBatchSampler, keyed_generator, uniform
+from .latent_cache import LatentCache
+
+
+__all__ = ["ImageDataset", "KeyedBatchSampler", "LatentCache", "keyed_generator", "load_images", "uniform"]

@@ -1,0 +1,158 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Images for training: found by Hub name, folder or parquet files, decoded one by one, the unreadable ones skipped."""
+
+import glob
+import io
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from diffusers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+class ImageDataset:
+    """
+    A labelled set of images that is decoded on demand and survives damaged files.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            A dataset with an image column.
+        resolution (`int`):
+            Side in pixels of the square images that come out: the short side is resized, the centre is cropped.
+        image_column (`str`, defaults to `"image"`), label_column (`str`, defaults to `"label"`):
+            Column names. Without a label column the set is unlabelled and every label is -1.
+
+    Raises:
+        ValueError: If the set is empty, a column is missing, or labels are not integers.
+    """
+
+    def __init__(self, dataset, resolution: int, image_column: str = "image", label_column: str = "label"):
+        from datasets import ClassLabel
+        from datasets import Image as ImageFeature
+
+        if len(dataset) == 0:
+            raise ValueError("`dataset` is empty: there is no image to train on.")
+        if image_column not in dataset.column_names:
+            raise ValueError(
+                f"`image_column` must be one of the columns {sorted(dataset.column_names)}, got {image_column!r}."
+            )
+        # Keep the bytes: decoding here lets one damaged file be named and skipped.
+        self.dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
+        self.resolution = resolution
+        self.image_column = image_column
+        self.labels = np.full(len(dataset), -1, dtype=np.int64)
+        self.id2label = None
+        if label_column in dataset.column_names:
+            labels = np.asarray(dataset[label_column][:])
+            if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+                raise ValueError(f"`label_column` {label_column!r} must hold integers from 0, got {labels.dtype}.")
+            feature = dataset.features[label_column]
+            names = feature.names if isinstance(feature, ClassLabel) else map(str, range(int(labels.max()) + 1))
+            self.labels = labels.astype(np.int64)
+            self.id2label = dict(enumerate(names))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes with the files, the columns or the resolution."""
+        return f"{self.dataset._fingerprint}-{self.resolution}"
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Decode one image to a `uint8` tensor of shape `(3, resolution, resolution)`."""
+        entry = self.dataset[index][self.image_column]
+        source = io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
+        with Image.open(source) as image:
+            return to_square(image, self.resolution)
+
+    def decode_all(self, indices: range) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield `(index, image)` for the readable images; name the others in the log."""
+        for index in indices:
+            try:
+                yield index, self[index]
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                name = self.dataset[index][self.image_column].get("path") or f"row {index}"
+                logger.warning(f"Image {name} cannot be read and is skipped: {error}")
+
+
+def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
+    """
+    Convert a PIL image of any mode to an RGB `uint8` tensor of shape `(3, resolution, resolution)`.
+
+    16-bit greyscale is scaled to 8 bits, transparency is laid on white, EXIF rotation is applied.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):  # 32-bit: Pillow opens 16-bit PNGs of older files so
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray((values / max(255.0, values.max()) * 255).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if image.size != (resolution, resolution):
+        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def load_images(
+    dataset_name: str | None = None,
+    train_data_dir: str | None = None,
+    *,
+    resolution: int,
+    dataset_config_name: str | None = None,
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str = "label",
+    cache_dir: str | None = None,
+) -> ImageDataset:
+    """
+    Find images by Hub dataset name, or in a local folder of images or parquet files.
+
+    Args:
+        dataset_name (`str`, *optional*):
+            The name of a dataset on the Hub, or a folder that `datasets.load_dataset` understands.
+        train_data_dir (`str`, *optional*):
+            A folder of images (one subfolder per class, or none), a folder of parquet files, or one parquet file.
+        resolution (`int`):
+            Side in pixels of the square images.
+        dataset_config_name, split, image_column, label_column, cache_dir (`str`, *optional*):
+            Passed on to `datasets` and [`ImageDataset`].
+
+    Raises:
+        ValueError: If not exactly one source is given, or it holds no image.
+    """
+    from datasets import load_dataset
+
+    if (dataset_name is None) == (train_data_dir is None):
+        raise ValueError(
+            "Give exactly one of `dataset_name` (Hub) and `train_data_dir` (local), got "
+            f"{dataset_name!r} and {train_data_dir!r}."
+        )
+    if dataset_name is not None:
+        dataset = load_dataset(dataset_name, dataset_config_name, split=split, cache_dir=cache_dir)
+    else:
+        if not os.path.exists(train_data_dir):
+            raise ValueError(f"`train_data_dir` {train_data_dir!r} does not exist.")
+        if os.path.isfile(train_data_dir):
+            files = [train_data_dir]
+        else:
+            files = sorted(glob.glob(os.path.join(train_data_dir, "*.parquet")))
+            # `<split>*.parquet` where the files say so, else all of them
+            files = [f for f in files if os.path.basename(f).startswith(split)] or files
+        try:
+            if files:
+                dataset = load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
+            else:
+                dataset = load_dataset("imagefolder", data_dir=train_data_dir, split="train", cache_dir=cache_dir)
+        except Exception as error:  # `datasets` has no one type for "nothing to read here"
+            raise ValueError(f"`train_data_dir` {train_data_dir!r} holds no readable image set: {error}") from error
+    return ImageDataset(dataset, resolution, image_column, label_column)

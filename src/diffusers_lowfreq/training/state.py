@@ -1,0 +1,152 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Command line, checkpoints and resume."""
+
+import argparse
+import json
+import os
+import re
+import shutil
+
+from diffusers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+ARGUMENTS = "training_args.json"
+
+# What may differ between a run and its resume without changing the trajectory. How a global batch is split is here
+# because every draw is keyed by the position in it; its total size is compared apart.
+_FREE = {
+    "config",
+    "output_dir",
+    "cache_dir",
+    "train_batch_size",
+    "prior_train_batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "dataloader_num_workers",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "logging_steps",
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",
+}
+
+
+def parse_with_config(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """
+    Parse the command line; a `--config` JSON file of overrides goes before it, checked by the same parser.
+
+    Args:
+        parser (`argparse.ArgumentParser`):
+            A parser with a `--config` argument.
+        argv (`list[str]`, *optional*):
+            The command line, `sys.argv[1:]` when omitted.
+    """
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config")
+    path = config.parse_known_args(argv)[0].config
+    from_file = []
+    if path is not None:
+        try:
+            with open(path, encoding="utf-8") as file:
+                values = json.load(file)
+            if not isinstance(values, dict):
+                raise ValueError("it must hold one JSON object")
+        except (OSError, ValueError) as error:
+            parser.error(f"argument --config: cannot read {path!r}: {error}")
+        for key, value in values.items():
+            if value is True or value is False:
+                from_file.append(f"--{key}" if value else f"--no-{key}")
+            elif value is not None:
+                from_file += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        # An unknown key or a bad value is reported as coming from the file.
+        parser.prog, prog = f"{parser.prog} ({path})", parser.prog
+        known, unknown = parser.parse_known_args(from_file + (argv if argv is not None else _sys_argv()))
+        unknown = [u for u in unknown if u in from_file]
+        if unknown:
+            parser.error(f"unknown key {unknown[0].lstrip('-')!r}")
+        parser.prog = prog
+    return parser.parse_args(from_file + (argv if argv is not None else _sys_argv()))
+
+
+def _sys_argv() -> list[str]:
+    import sys
+
+    return sys.argv[1:]
+
+
+def _comparable(args: argparse.Namespace, global_batch_size: int) -> dict:
+    values = {k: v for k, v in vars(args).items() if k not in _FREE}
+    return json.loads(json.dumps(values | {"global_batch_size": global_batch_size}))
+
+
+def _checkpoints(output_dir: str, prefix: str) -> list[str]:
+    pattern = re.compile(rf"{re.escape(prefix)}checkpoint-(\d+)")
+    found = [name for name in os.listdir(output_dir) if pattern.fullmatch(name)] if os.path.isdir(output_dir) else []
+    return sorted(found, key=lambda name: int(name.rsplit("-", 1)[1]))
+
+
+def save_checkpoint(accelerator, args: argparse.Namespace, step: int, global_batch_size: int, prefix: str = "") -> str:
+    """
+    Save the state of a run as `<output_dir>/<prefix>checkpoint-<step>`, on every rank, and prune old ones.
+
+    The folder is written beside and renamed when it is whole, so a kill never leaves a broken `latest`.
+    """
+    path = os.path.join(args.output_dir, f"{prefix}checkpoint-{step}")
+    temporary = os.path.join(args.output_dir, f".{prefix}checkpoint-{step}.tmp")
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(temporary)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with open(os.path.join(temporary, ARGUMENTS), "w", encoding="utf-8") as file:
+            json.dump(_comparable(args, global_batch_size), file, indent=1)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        if args.checkpoints_total_limit is not None:
+            for name in _checkpoints(args.output_dir, prefix)[: -args.checkpoints_total_limit]:
+                shutil.rmtree(os.path.join(args.output_dir, name))
+    accelerator.wait_for_everyone()
+    return path
+
+
+def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: int, prefix: str = "") -> int:
+    """
+    Load the state named by `args.resume_from_checkpoint` (a folder, or `latest`) and return its step.
+
+    With `latest` and no checkpoint yet the run starts at step 0.
+
+    Raises:
+        ValueError: If the folder is not a checkpoint, or comes from a run with another configuration.
+    """
+    if args.resume_from_checkpoint == "latest":
+        names = _checkpoints(args.output_dir, prefix)
+        if not names:
+            return 0
+        path = os.path.join(args.output_dir, names[-1])
+    else:
+        path = args.resume_from_checkpoint.rstrip("/")
+    if not re.fullmatch(rf"{re.escape(prefix)}checkpoint-\d+", os.path.basename(path)):
+        if re.fullmatch(r"(prior-)?checkpoint-\d+", os.path.basename(path)):
+            return 0  # a checkpoint of the other network of this run
+        raise ValueError(f"`resume_from_checkpoint` must be `latest` or a folder `checkpoint-<step>`, got {path!r}.")
+    try:
+        with open(os.path.join(path, ARGUMENTS), encoding="utf-8") as file:
+            saved = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`resume_from_checkpoint` {path!r} is not a whole checkpoint: {error}") from error
+    now = _comparable(args, global_batch_size)
+    changed = [f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in sorted(saved | now) if saved.get(k) != now.get(k)]
+    if changed:
+        raise ValueError(
+            f"`resume_from_checkpoint` {path!r} comes from another configuration ({'; '.join(changed)}). Use the same "
+            "arguments, or another `output_dir`."
+        )
+    accelerator.load_state(path)
+    return int(path.rsplit("-", 1)[1])
