@@ -23,8 +23,15 @@ from tqdm.auto import tqdm
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from diffusers_lowfreq import LowFrequencyProjection
-from diffusers_lowfreq.training import KeyedBatchSampler, LatentCache, load_images, uniform
-from diffusers_lowfreq.training.state import parse_with_config, resume_checkpoint, save_checkpoint
+from diffusers_lowfreq.training import (
+    KeyedBatchSampler,
+    LatentCache,
+    load_images,
+    parse_with_config,
+    resume_checkpoint,
+    save_checkpoint,
+    uniform,
+)
 
 
 def parse_args(argv=None):
@@ -33,7 +40,9 @@ def parse_args(argv=None):
     parser.add_argument("--dataset_name", help="name of a dataset on the Hub")
     parser.add_argument("--train_data_dir", help="local folder of images or parquet files, or one parquet file")
     parser.add_argument("--image_column", default="image")
-    parser.add_argument("--cache_dir", default=None, help="where the decoded images are kept (default: output_dir/cache)")
+    parser.add_argument(
+        "--cache_dir", default=None, help="where the decoded images are kept (default: output_dir/cache)"
+    )
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64])
@@ -104,7 +113,9 @@ def main(args):
         cache = LatentCache.build(images, None, args.cache_dir or f"{args.output_dir}/cache", progress=tqdm)
     num_train = len(cache) - args.num_validation_images
     if num_train < 1:
-        raise ValueError(f"`num_validation_images` must be below the {len(cache)} images, got {args.num_validation_images}.")
+        raise ValueError(
+            f"`num_validation_images` must be below the {len(cache)} images, got {args.num_validation_images}."
+        )
 
     levels = len(args.block_out_channels)
     vae = AutoencoderKL(

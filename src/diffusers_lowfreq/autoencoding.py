@@ -42,10 +42,19 @@ def encode_images(vae, images: torch.Tensor, normalize: bool = True) -> torch.Te
         latents = output.latent
     else:
         raise ValueError(f"`vae` of type {type(vae).__name__} gives neither `latent_dist` nor `latents` nor `latent`.")
-    if not normalize:
-        return latents
+    return normalize_latents(vae, latents) if normalize else latents
+
+
+def normalize_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+    """Bring raw latents `(batch, channels, height, width)` to unit scale, as [`encode_images`] does."""
     shift, scale = _statistics(vae, latents)
     return (latents - shift) * scale
+
+
+def set_latent_statistics(vae, mean: list[float], std: list[float]):
+    """Store measured statistics of the raw latents per channel in the configuration of `vae`."""
+    scale = getattr(vae.config, "scaling_factor", None) or 1.0  # diffusers multiplies by it whatever the statistics
+    vae.register_to_config(latents_mean=list(mean), latents_std=[s * scale for s in std])
 
 
 def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,21 @@
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
 from .latent_cache import LatentCache
+from .model_card import machine_kind, save_model_card
+from .state import parse_with_config, register_model_hooks, resume_checkpoint, save_checkpoint
 
 
-__all__ = ["ImageDataset", "KeyedBatchSampler", "LatentCache", "keyed_generator", "load_images", "uniform"]
+__all__ = [
+    "ImageDataset",
+    "KeyedBatchSampler",
+    "LatentCache",
+    "keyed_generator",
+    "load_images",
+    "machine_kind",
+    "parse_with_config",
+    "register_model_hooks",
+    "resume_checkpoint",
+    "save_checkpoint",
+    "save_model_card",
+    "uniform",
+]

@@ -59,7 +59,9 @@ class LatentCache(torch.utils.data.Dataset):
         shards = []
         for name in self.index["shards"]:
             if not os.path.isfile(os.path.join(folder, name)):
-                raise ValueError(f"The latent cache {folder!r} lacks its shard {name}; delete the folder to rebuild it.")
+                raise ValueError(
+                    f"The latent cache {folder!r} lacks its shard {name}; delete the folder to rebuild it."
+                )
             shards.append(load_file(os.path.join(folder, name)))  # memory-mapped
         self.latents = [shard["latents"] for shard in shards]
         self.labels = torch.cat([shard["labels"] for shard in shards])

@@ -90,6 +90,41 @@ def _checkpoints(output_dir: str, prefix: str) -> list[str]:
     return sorted(found, key=lambda name: int(name.rsplit("-", 1)[1]))
 
 
+def register_model_hooks(accelerator, model, ema, name: str):
+    """
+    Have `accelerator.save_state` write `<name>/` and `<name>_ema/` as ordinary model folders, and `load_state` read them.
+
+    Args:
+        accelerator (`Accelerator`):
+            The accelerator that prepares the model.
+        model (`ModelMixin`):
+            The bare model.
+        ema (`EMAModel`, *optional*):
+            Its averaged copy.
+        name (`str`):
+            The component's name in the pipeline.
+    """
+
+    def save(models, weights, output_dir):
+        if accelerator.is_main_process:
+            model.save_pretrained(os.path.join(output_dir, name))
+            if ema is not None:
+                ema.save_pretrained(os.path.join(output_dir, f"{name}_ema"))
+        weights.clear()  # or accelerate would write them once more
+
+    def load(models, input_dir):
+        models.clear()
+        saved = type(model).from_pretrained(input_dir, subfolder=name)
+        model.load_state_dict(saved.state_dict())
+        if ema is not None:
+            saved = ema.from_pretrained(os.path.join(input_dir, f"{name}_ema"), type(model), foreach=ema.foreach)
+            ema.load_state_dict(saved.state_dict())
+            ema.to(accelerator.device)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
 def save_checkpoint(accelerator, args: argparse.Namespace, step: int, global_batch_size: int, prefix: str = "") -> str:
     """
     Save the state of a run as `<output_dir>/<prefix>checkpoint-<step>`, on every rank, and prune old ones.
@@ -125,17 +160,18 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
     Raises:
         ValueError: If the folder is not a checkpoint, or comes from a run with another configuration.
     """
-    if args.resume_from_checkpoint == "latest":
-        names = _checkpoints(args.output_dir, prefix)
+    path, latest_in = args.resume_from_checkpoint.rstrip("/"), None
+    if path == "latest":
+        latest_in = args.output_dir
+    elif not re.fullmatch(r"(prior-)?checkpoint-\d+", os.path.basename(path)):
+        raise ValueError(f"`resume_from_checkpoint` must be `latest` or a folder `checkpoint-<step>`, got {path!r}.")
+    elif not re.fullmatch(rf"{re.escape(prefix)}checkpoint-\d+", os.path.basename(path)):
+        latest_in = os.path.dirname(path)  # it is of the other network of the run: take this one's last
+    if latest_in is not None:
+        names = _checkpoints(latest_in, prefix)
         if not names:
             return 0
-        path = os.path.join(args.output_dir, names[-1])
-    else:
-        path = args.resume_from_checkpoint.rstrip("/")
-    if not re.fullmatch(rf"{re.escape(prefix)}checkpoint-\d+", os.path.basename(path)):
-        if re.fullmatch(r"(prior-)?checkpoint-\d+", os.path.basename(path)):
-            return 0  # a checkpoint of the other network of this run
-        raise ValueError(f"`resume_from_checkpoint` must be `latest` or a folder `checkpoint-<step>`, got {path!r}.")
+        path = os.path.join(latest_in, names[-1])
     try:
         with open(os.path.join(path, ARGUMENTS), encoding="utf-8") as file:
             saved = json.load(file)

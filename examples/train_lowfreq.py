@@ -1,0 +1,520 @@
+#!/usr/bin/env python
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Train a low-frequency flow and its prior model, from scratch or from an existing pipeline.
+
+    accelerate launch examples/train_lowfreq.py --config examples/configs/cifar10.json \
+        --train_data_dir my_images --pretrained_vae_model_name_or_path out/vae --output_dir out/model
+
+The latents are encoded once and cached. The prior model is trained on D(x), then the flow on pairs (source, x); `--train`
+chooses one of them. The loop is `train` below; everything that is drawn in it is keyed by seed, step and position in the
+global batch, so the same run on other numbers of processes, or after a resume, takes the same path. (The minibatch
+optimal transport of the prior is the exception: it depends on the batch of each process.)
+"""
+
+import argparse
+import os
+import time
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from tqdm.auto import tqdm
+
+from diffusers import AutoModel, FlowMatchEulerDiscreteScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from diffusers.utils import check_min_version, make_image_grid
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
+from diffusers_lowfreq.autoencoding import normalize_latents, set_latent_statistics
+from diffusers_lowfreq.couplings import minibatch_optimal_transport
+from diffusers_lowfreq.evaluation import count_flops
+from diffusers_lowfreq.models import SIZES
+from diffusers_lowfreq.objectives import FlowMatching
+from diffusers_lowfreq.projections import PROJECTIONS
+from diffusers_lowfreq.training import (
+    KeyedBatchSampler,
+    LatentCache,
+    keyed_generator,
+    load_images,
+    machine_kind,
+    parse_with_config,
+    register_model_hooks,
+    resume_checkpoint,
+    save_checkpoint,
+    save_model_card,
+    uniform,
+)
+
+
+check_min_version("0.40.0")
+
+FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--config", help="JSON file of overrides of the defaults below")
+    parser.add_argument("--train", choices=["both", "prior", "flow"], default="both")
+    parser.add_argument("--output_dir", required=True)
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_name", help="name of a dataset on the Hub")
+    group.add_argument("--dataset_config_name")
+    group.add_argument("--train_data_dir", help="local folder of images or parquet files, or one parquet file")
+    group.add_argument("--image_column", default="image")
+    group.add_argument("--label_column", default="label")
+    group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use labels if any")
+    group.add_argument("--resolution", type=int, default=32)
+    group.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True)
+    group.add_argument("--cache_dir", help="where latents are cached, by default output_dir/cache")
+    group.add_argument("--cache_batch_size", type=int, default=64, help="images per encoder call")
+    group.add_argument("--max_skipped_images", type=float, default=0.01, help="tolerated share of unreadable images")
+    group.add_argument("--dataloader_num_workers", type=int, default=0)
+
+    group = parser.add_argument_group("models")
+    group.add_argument("--pretrained_model_name_or_path", help="a low-frequency pipeline to start from")
+    group.add_argument("--pretrained_vae_model_name_or_path", help="any autoencoder of diffusers; none: pixels")
+    group.add_argument("--vae_subfolder")
+    group.add_argument("--pretrained_prior_model_name_or_path", help="a prior model to use or to go on training")
+    group.add_argument("--revision")
+    group.add_argument("--variant")
+    group.add_argument("--latent_statistics", choices=["measured", "config"], default="measured")
+    group.add_argument("--transformer_size", choices=list(SIZES), default="tiny", help=FROM_PIPELINE)
+    group.add_argument("--patch_size", type=int, default=2, help=FROM_PIPELINE)
+    group.add_argument("--prior_size", choices=list(SIZES), default="micro", help=FROM_PIPELINE)
+    group.add_argument("--prior_patch_size", type=int, default=1, help=FROM_PIPELINE)
+    group.add_argument("--use_meanflow", action=argparse.BooleanOptionalAction, default=False, help=FROM_PIPELINE)
+
+    group = parser.add_argument_group("source")
+    group.add_argument("--projection", choices=PROJECTIONS, default="bicubic", help=FROM_PIPELINE)
+    group.add_argument("--factor", type=int, default=4, help=FROM_PIPELINE)
+    group.add_argument("--noise_ratio", type=float, default=0.5, help=FROM_PIPELINE)
+    group.add_argument("--noise_ratio_range", type=float, nargs=2, help=f"train over a range; {FROM_PIPELINE}")
+    group.add_argument("--prior_coupling", choices=["minibatch_ot", "independent"], default="minibatch_ot")
+
+    group = parser.add_argument_group("objective")
+    group.add_argument("--time_sampling", choices=["uniform", "logit_normal"], default="uniform")
+    group.add_argument("--logit_mean", type=float, default=0.0)
+    group.add_argument("--logit_std", type=float, default=1.0)
+    group.add_argument("--label_dropout", type=float, default=0.1, help="for classifier-free guidance")
+
+    group = parser.add_argument_group("optimisation (the prior's own numbers carry its name)")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--train_batch_size", type=int, default=128, help="per process and accumulation step")
+    group.add_argument("--prior_train_batch_size", type=int, default=512)
+    group.add_argument("--max_train_steps", type=int, default=10_000)
+    group.add_argument("--prior_max_train_steps", type=int, default=5_000)
+    group.add_argument("--learning_rate", type=float, default=5e-4)
+    group.add_argument("--prior_learning_rate", type=float, default=1e-3)
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    group.add_argument("--gradient_checkpointing", action="store_true")
+    group.add_argument("--lr_scheduler", default="cosine")
+    group.add_argument("--lr_warmup_steps", type=int, default=200)
+    group.add_argument("--adam_beta1", type=float, default=0.9)
+    group.add_argument("--adam_beta2", type=float, default=0.99)
+    group.add_argument("--adam_weight_decay", type=float, default=0.01)
+    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--max_grad_norm", type=float, default=1.0)
+    group.add_argument("--use_ema", action=argparse.BooleanOptionalAction, default=True)
+    group.add_argument("--ema_decay", type=float, default=0.999, help="reached by a ramp, (1 + n) / (10 + n)")
+    group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"])
+
+    group = parser.add_argument_group("checkpoints, logs and validation")
+    group.add_argument("--checkpointing_steps", type=int, default=500)
+    group.add_argument("--checkpoints_total_limit", type=int)
+    group.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or `latest`")
+    group.add_argument("--report_to", help="a tracker of accelerate, for example tensorboard")
+    group.add_argument("--logging_steps", type=int, default=50)
+    group.add_argument("--validation_steps", type=int, default=1000)
+    group.add_argument("--num_validation_images", type=int, default=16)
+    group.add_argument("--validation_guidance_scale", type=float, default=2.0)
+    group.add_argument("--push_to_hub", action="store_true")
+    group.add_argument("--hub_model_id")
+    group.add_argument("--hub_token")
+    args = parse_with_config(parser, argv)
+
+    positive = "resolution factor train_batch_size prior_train_batch_size max_train_steps prior_max_train_steps "
+    positive += "gradient_accumulation_steps checkpointing_steps logging_steps validation_steps patch_size "
+    positive += "prior_patch_size cache_batch_size num_validation_images"
+    for name in positive.split():
+        if getattr(args, name) < 1:
+            parser.error(f"argument --{name}: must be positive, got {getattr(args, name)}")
+    if args.checkpoints_total_limit is not None and args.checkpoints_total_limit < 1:
+        parser.error(f"argument --checkpoints_total_limit: must be positive, got {args.checkpoints_total_limit}")
+    for name in ("label_dropout", "noise_ratio", "max_skipped_images"):
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f"argument --{name}: must be in [0, 1], got {getattr(args, name)}")
+    if args.pretrained_model_name_or_path is not None:
+        taken = "pretrained_vae_model_name_or_path pretrained_prior_model_name_or_path transformer_size patch_size use_meanflow projection factor "
+        for name in (taken + "noise_ratio noise_ratio_range latent_statistics").split():
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"argument --{name}: is {FROM_PIPELINE}; leave it out")
+    return args
+
+
+def build_pipeline(args, cache_latents):
+    """
+    Build the untrained pipeline, or load the one to start from, and the cache of its latents.
+
+    `cache_latents(vae)` encodes the images, and is called once the autoencoder is known.
+    """
+    if args.pretrained_model_name_or_path is not None:
+        pipeline = LowFreqPipeline.from_pretrained(
+            args.pretrained_model_name_or_path, revision=args.revision, variant=args.variant
+        )
+        parts = pipeline.components
+        cache = cache_latents(pipeline.vae)
+        transformer, prior, scheduler, vae = (parts[k] for k in ("transformer", "prior", "scheduler", "vae"))
+        id2label = {int(k): v for k, v in (pipeline.config.id2label or {}).items()} or None
+        num_classes = transformer.config.num_classes
+        if num_classes is not None and int(cache.labels.max()) >= num_classes:
+            raise ValueError(
+                f"`label_column` {args.label_column!r} holds labels up to {int(cache.labels.max())}, but the pipeline "
+                f"knows {num_classes} classes."
+            )
+    else:
+        vae = None
+        if args.pretrained_vae_model_name_or_path is not None:
+            vae = AutoModel.from_pretrained(
+                args.pretrained_vae_model_name_or_path,
+                subfolder=args.vae_subfolder,
+                revision=args.revision,
+                variant=args.variant,
+                use_safetensors=True,
+            )
+        cache = cache_latents(vae)
+        if vae is not None and args.latent_statistics == "measured":
+            set_latent_statistics(vae, cache.mean, cache.std)
+        scheduler = LowFreqFlowMatchScheduler(
+            projection=args.projection,
+            factor=args.factor,
+            noise_ratio=args.noise_ratio,
+            noise_ratio_range=args.noise_ratio_range,
+        )
+        id2label = cache.id2label if args.conditional else None
+        transformer = prior = None
+        if args.pretrained_prior_model_name_or_path is not None:
+            prior = LowFreqTransformer2DModel.from_pretrained(
+                args.pretrained_prior_model_name_or_path, use_safetensors=True
+            )
+
+    channels, height, width = cache[0, False]["sample"].shape
+    shared = {"in_channels": channels, "num_classes": len(id2label) if id2label else None}
+    factor = scheduler.config.factor
+    for name, side, p in (("patch_size", (height, width), args.patch_size), ("factor", (height, width), factor)):
+        if side[0] % p or side[1] % p:
+            raise ValueError(f"`{name}` must divide the latent size {side[0]}x{side[1]}, got {p}.")
+    torch.manual_seed(args.seed)  # initial weights only: every draw of the training is keyed
+    if transformer is None and args.train != "prior":
+        transformer = LowFreqTransformer2DModel(
+            sample_size=[height, width],
+            patch_size=args.patch_size,
+            use_meanflow=args.use_meanflow,
+            use_noise_ratio=args.noise_ratio_range is not None,
+            **shared,
+            **SIZES[args.transformer_size],
+        )
+    if prior is None and args.train != "flow":
+        # D(x) is smaller than x: measure it, so that the prior model works at unit scale.
+        total = square = count = 0
+        for start in range(0, min(len(cache), 65_536), 1024):
+            entries = [(i, False) for i in range(start, min(start + 1024, len(cache)))]
+            sample = cache.__getitems__(entries)["sample"]
+            low = scheduler.projection.downsample(normalize_latents(vae, sample) if vae is not None else sample)
+            total = total + low.double().sum((0, 2, 3))
+            square = square + low.double().square().sum((0, 2, 3))
+            count += low.numel() // channels
+        mean = total / count
+        prior = LowFreqTransformer2DModel(
+            sample_size=[height // factor, width // factor],
+            patch_size=args.prior_patch_size,
+            sample_mean=mean.tolist(),
+            sample_std=(square / count - mean**2).sqrt().tolist(),
+            **shared,
+            **SIZES[args.prior_size],
+        )
+    prior_scheduler = FlowMatchEulerDiscreteScheduler() if prior is not None else None
+    return LowFreqPipeline(transformer, scheduler, vae, prior, prior_scheduler, id2label), cache
+
+
+def train(part, pipeline, cache, args):
+    """Train `pipeline.prior` or `pipeline.transformer` in place, and return the facts of the run."""
+    is_prior = part == "prior"
+    prefix, name = ("prior-", "prior") if is_prior else ("", "transformer")
+    batch_size = args.prior_train_batch_size if is_prior else args.train_batch_size
+    max_train_steps = args.prior_max_train_steps if is_prior else args.max_train_steps
+    learning_rate = args.prior_learning_rate if is_prior else args.learning_rate
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=args.report_to,
+        project_config=ProjectConfiguration(args.output_dir, os.path.join(args.output_dir, "logs")),
+    )
+    device = accelerator.device
+    model = getattr(pipeline, name).train().to(device)
+    if args.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    ema = None
+    if args.use_ema:
+        ema = EMAModel(
+            model.parameters(), args.ema_decay, model_cls=type(model), model_config=model.config, foreach=True
+        )
+        ema.to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    # Not prepared: it counts optimiser steps, whatever the number of processes.
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
+    )
+    register_model_hooks(accelerator, model, ema, name)
+    accelerator.register_for_checkpointing(lr_scheduler)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    global_batch_size = batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    step = resume_checkpoint(accelerator, args, global_batch_size, prefix) if args.resume_from_checkpoint else 0
+
+    sampler = KeyedBatchSampler(
+        len(cache),
+        batch_size,
+        args.seed,
+        range(step, max_train_steps),
+        args.gradient_accumulation_steps,
+        accelerator.process_index,
+        accelerator.num_processes,
+        args.random_flip,
+    )
+    loader = torch.utils.data.DataLoader(
+        cache,
+        batch_sampler=sampler,
+        collate_fn=_identity,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    scheduler, projection, vae = pipeline.scheduler, pipeline.scheduler.projection, pipeline.vae
+    objective = FlowMatching(args.time_sampling, args.logit_mean, args.logit_std)
+    num_classes = model.config.num_classes
+    if is_prior:
+        low_mean = torch.tensor(model.config.sample_mean, device=device).view(-1, 1, 1)
+        low_std = torch.tensor(model.config.sample_std, device=device).view(-1, 1, 1)
+    noise_ratio_range = None if is_prior else scheduler.config.noise_ratio_range
+    if args.report_to:
+        accelerator.init_trackers(f"train_{part}", config={k: str(v) for k, v in vars(args).items()})
+
+    progress = tqdm(
+        total=max_train_steps, initial=step, desc=part, disable=not accelerator.is_local_main_process, smoothing=0.05
+    )
+    started = since = time.monotonic()
+    first_step, micro_step, running = step, 0, torch.zeros((), device=device)
+    for batch in loader:
+        with accelerator.accumulate(wrapped):
+            # 1. The pair (source, sample). Each draw has its own generator, keyed by seed, step and position.
+            generators = sampler.generators(step, micro_step)
+            sample = batch["sample"].to(device, non_blocking=True)
+            sample = normalize_latents(vae, sample) if vae is not None else sample
+            condition = {}
+            if is_prior:
+                sample = (projection.downsample(sample) - low_mean) / low_std
+            noise = randn_tensor(sample.shape, generator=generators, device=device, dtype=sample.dtype)
+            if is_prior:
+                source = noise
+                if args.prior_coupling == "minibatch_ot":
+                    labels = batch["label"].to(device) if num_classes is not None else None
+                    source = noise[minibatch_optimal_transport(noise, sample, labels)]
+            else:
+                noise_ratio = None
+                if noise_ratio_range is not None:
+                    lowest, highest = noise_ratio_range
+                    noise_ratio = lowest + (highest - lowest) * uniform(len(sample), generators, device)
+                    condition["noise_ratio"] = noise_ratio
+                source = scheduler.make_source_from_sample(sample, noise, noise_ratio)
+            # 2. The label, dropped now and then so that the model can be guided.
+            if num_classes is not None:
+                drop = uniform(len(sample), generators, device) < args.label_dropout
+                condition["class_labels"] = batch["label"].to(device).masked_fill(drop, num_classes)
+            # 3. The loss and the step.
+            with accelerator.autocast():
+                loss = objective(wrapped, source, sample, generator=generators, **condition).mean()
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        running += loss.detach() / args.gradient_accumulation_steps
+        micro_step = (micro_step + 1) % args.gradient_accumulation_steps
+        if micro_step:
+            continue
+
+        lr_scheduler.step()
+        if ema is not None:
+            ema.step(model.parameters())
+        step += 1
+        progress.update()
+        if step % args.logging_steps == 0 or step == max_train_steps:
+            steps = (step - 1) % args.logging_steps + 1
+            mean_loss = accelerator.reduce(running, "mean").item() / steps
+            rate = steps * global_batch_size / (time.monotonic() - since)
+            since, running = time.monotonic(), torch.zeros((), device=device)
+            progress.set_postfix(loss=f"{mean_loss:.4f}", images_per_second=f"{rate:.0f}")
+            logs = {"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0], "images_per_second": rate}
+            accelerator.log({f"{part}/{k}": v for k, v in logs.items()}, step=step)
+        if step % args.checkpointing_steps == 0 or step == max_train_steps:
+            save_checkpoint(accelerator, args, step, global_batch_size, prefix)
+        if (step % args.validation_steps == 0 or step == max_train_steps) and accelerator.is_main_process:
+            validate(part, step, pipeline, cache, ema, args, accelerator)
+            since = time.monotonic()
+    progress.close()
+
+    if ema is not None:
+        ema.copy_to(model.parameters())
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    model.eval()
+    facts = {
+        "parameters": f"{model.num_parameters():,}",
+        "FLOPs of a forward pass for one image": f"{count_model_flops(model):,}",
+        "steps": f"{step:,}",
+        "global batch": global_batch_size,
+        "learning rate": f"{learning_rate:g}, {args.lr_scheduler}",
+        "EMA decay": args.ema_decay if args.use_ema else "none",
+        "mixed precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
+    if step > first_step:
+        facts |= {
+            f"training loss, mean of the last {steps} steps": f"{mean_loss:.4f}",
+            "wall time": f"{(time.monotonic() - started) / 60:.1f} min for steps {first_step + 1} to {step}",
+        }
+    return facts
+
+
+def _identity(batch):
+    return batch
+
+
+def count_model_flops(model):
+    noise_ratio = {"noise_ratio": torch.full((1,), 0.5, device=model.device)} if model.config.use_noise_ratio else {}
+    return count_flops(model, (model.config.in_channels, *model.config.sample_size), **noise_ratio)
+
+
+@torch.no_grad()
+def validate(part, step, pipeline, cache, ema, args, accelerator):
+    """
+    Write a grid with fixed seeds, a row of images for each number of steps, with the averaged weights.
+
+    Coarse latents are generated by the prior model where there is one, else they are those of the first images.
+    """
+    if pipeline.transformer is None:
+        return  # a prior alone shows nothing yet
+    model = pipeline.prior if part == "prior" else pipeline.transformer
+    if ema is not None:
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+    model.eval()
+    pipeline.to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    n = args.num_validation_images
+    inputs, origin = {}, "generated"
+    if pipeline.transformer.config.num_classes is not None:
+        inputs["class_labels"] = [i % pipeline.transformer.config.num_classes for i in range(n)]
+        inputs["guidance_scale"] = inputs["prior_guidance_scale"] = args.validation_guidance_scale
+    if pipeline.prior is None:
+        batch = cache.__getitems__([(i % len(cache), False) for i in range(n)])
+        sample = batch["sample"].to(accelerator.device)
+        sample = normalize_latents(pipeline.vae, sample) if pipeline.vae is not None else sample
+        inputs["prior_latents"], origin = pipeline.scheduler.projection.downsample(sample), "true"
+        if "class_labels" in inputs:
+            inputs["class_labels"] = batch["label"]
+    images = []
+    for num_inference_steps in (1, 2, 4, 8):
+        generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
+        images += pipeline(
+            num_images_per_prompt=1 if "class_labels" in inputs or pipeline.prior is None else n,
+            num_inference_steps=num_inference_steps,
+            generator=generators,
+            **inputs,
+        ).images
+    grid = make_image_grid(images, rows=4, cols=n)
+    folder = os.path.join(args.output_dir, "samples")
+    os.makedirs(folder, exist_ok=True)
+    grid.save(os.path.join(folder, f"{part}-{step:06d}-{origin}-coarse-steps-1-2-4-8.png"))
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({f"{part}/samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
+    if ema is not None:
+        ema.restore(model.parameters())
+    model.train()
+
+
+def main(args):
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    images = load_images(
+        args.dataset_name,
+        args.train_data_dir,
+        resolution=args.resolution,
+        dataset_config_name=args.dataset_config_name,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
+
+    def cache_latents(vae):
+        with accelerator.main_process_first():
+            return LatentCache.build(
+                images,
+                vae.to(accelerator.device) if vae is not None else None,
+                args.cache_dir or os.path.join(args.output_dir, "cache"),
+                batch_size=args.cache_batch_size,
+                max_skipped=args.max_skipped_images,
+                device=accelerator.device,
+                progress=lambda shards: tqdm(shards, desc="encode", disable=not accelerator.is_main_process),
+            )
+
+    pipeline, cache = build_pipeline(args, cache_latents)
+    facts = {
+        "Data": {
+            "images": f"{len(cache):,} of {args.dataset_name or os.path.basename(args.train_data_dir.rstrip('/'))}",
+            "unreadable and skipped": cache.index["skipped"],
+            "resolution": args.resolution,
+            "mirrored": args.random_flip,
+            "classes": pipeline.transformer.config.num_classes
+            if pipeline.transformer is not None
+            else pipeline.prior.config.num_classes,
+        },
+        "Source": {
+            k: pipeline.scheduler.config[k] for k in ("projection", "factor", "noise_ratio", "noise_ratio_range")
+        },
+    }
+    for part in ("prior", "flow") if args.train == "both" else (args.train,):
+        facts[f"Training of the {part}"] = train(part, pipeline, cache, args)
+
+    if accelerator.is_main_process:
+        facts["Environment"] = {
+            "machine": machine_kind(),
+            "torch": torch.__version__,
+            "seed": args.seed,
+        }
+        pipeline.to("cpu")
+        repo_id = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
+        if pipeline.transformer is not None:
+            pipeline.save_pretrained(args.output_dir)
+            save_model_card(args.output_dir, repo_id, facts)
+        else:
+            pipeline.prior.save_pretrained(os.path.join(args.output_dir, "prior"))
+        if args.push_to_hub:
+            from huggingface_hub import create_repo, upload_folder
+
+            repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id
+            ignored = ["*checkpoint-*", "cache/*", "logs/*", ".*"]
+            upload_folder(repo_id=repo_id, folder_path=args.output_dir, ignore_patterns=ignored, token=args.hub_token)
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    main(parse_args())

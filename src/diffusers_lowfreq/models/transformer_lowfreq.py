@@ -1,0 +1,326 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""One small diffusion transformer, for the flow and for the prior model alike."""
+
+import torch
+import torch.nn as nn
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import apply_lora_scale
+
+
+# Layers, heads and head width of the named sizes; the last four are those of DiT (Peebles & Xie 2022, table 1), with
+# heads of 64 throughout. `docs/models.md` lists parameters and FLOPs.
+SIZES = {
+    "nano": {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 64},
+    "micro": {"num_layers": 4, "num_attention_heads": 3, "attention_head_dim": 64},
+    "tiny": {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 64},
+    "small": {"num_layers": 12, "num_attention_heads": 6, "attention_head_dim": 64},
+    "base": {"num_layers": 12, "num_attention_heads": 12, "attention_head_dim": 64},
+    "large": {"num_layers": 24, "num_attention_heads": 16, "attention_head_dim": 64},
+    "xlarge": {"num_layers": 28, "num_attention_heads": 18, "attention_head_dim": 64},
+}
+
+
+def _rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
+    """Angles (height * width, head_dim / 2): half of them turn with the row, half with the column (2-D RoPE)."""
+    frequency = 100.0 ** -(torch.arange(head_dim // 4, dtype=torch.float32, device=device) / (head_dim // 4))
+    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * frequency
+    columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * frequency
+    rows = rows[:, None].expand(height, width, -1)
+    columns = columns[None].expand(height, width, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs (i, i + head_dim / 2) of `x` (batch, tokens, heads, head_dim) by the angles of their token."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class LowFreqAttnProcessor:
+    """Self-attention with query/key normalisation and rotary positions, through diffusers' attention dispatcher."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self, attn: "LowFreqAttention", hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
+        query = _rotate(attn.norm_q(query), *rotary_emb)
+        key = _rotate(attn.norm_k(key), *rotary_emb)
+        hidden_states = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        return attn.to_out[0](hidden_states.flatten(2, 3))
+
+
+class LowFreqAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head self-attention; the arithmetic is in the processor."""
+
+    _default_processor_cls = LowFreqAttnProcessor
+    _available_processors = [LowFreqAttnProcessor]
+
+    def __init__(self, dim: int, heads: int, head_dim: int):
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.use_bias = True
+        self.is_cross_attention = False
+        self.to_q = nn.Linear(dim, heads * head_dim)
+        self.to_k = nn.Linear(dim, heads * head_dim)
+        self.to_v = nn.Linear(dim, heads * head_dim)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
+        self.to_out = nn.ModuleList([nn.Linear(heads * head_dim, dim)])
+        self.set_processor(self._default_processor_cls())
+
+    def forward(self, hidden_states: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return self.processor(self, hidden_states, rotary_emb)
+
+
+class LowFreqTransformerBlock(nn.Module):
+    """Attention and feed-forward, each shifted, scaled and gated by the condition (adaLN-zero with shared weights)."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.attn = LowFreqAttention(dim, heads, head_dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.ff = FeedForward(dim, inner_dim=int(dim * mlp_ratio), activation_fn="gelu-approximate")
+        # What this block adds to the modulation that all blocks share; zero, so that its gates start closed.
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        modulation: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        table = self.scale_shift_table + modulation  # (batch, 6, dim)
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = table.unsqueeze(2).unbind(1)
+        x = self.norm1(hidden_states) * (1 + scale_attn) + shift_attn
+        hidden_states = hidden_states + gate_attn * self.attn(x, rotary_emb)
+        x = self.norm2(hidden_states) * (1 + scale_ff) + shift_ff
+        return hidden_states + gate_ff * self.ff(x)
+
+
+class TimeEmbedding(nn.Module):
+    """
+    Embed a number in [0, 1] by sinusoids of bounded frequency and a two-layer network.
+
+    The frequencies grow geometrically from 1 to `max_frequency` radians per unit, so the embedding changes slowly
+    enough for the derivative in time that one-step training takes.
+    """
+
+    def __init__(self, dim: int, max_frequency: float, num_frequencies: int = 64, zero_init: bool = False):
+        super().__init__()
+        self.max_frequency = max_frequency
+        self.num_frequencies = num_frequencies
+        self.linear_1 = nn.Linear(2 * num_frequencies, dim)
+        self.act = nn.SiLU()
+        self.linear_2 = nn.Linear(dim, dim)
+        if zero_init:
+            nn.init.zeros_(self.linear_2.weight)
+            nn.init.zeros_(self.linear_2.bias)
+
+    def forward(self, t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        # float32 up to the sinusoid: bfloat16 cannot tell neighbouring times apart
+        exponent = torch.arange(self.num_frequencies, dtype=torch.float32, device=t.device) / (
+            self.num_frequencies - 1
+        )
+        angles = t.float()[:, None] * self.max_frequency**exponent
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+        return self.linear_2(self.act(self.linear_1(embedding)))
+
+
+class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
+    r"""
+    A diffusion transformer that predicts the velocity of a flow on images or latents of any size.
+
+    One class serves as the flow `v_θ` (full size) and as the prior model `G_φ` (coarse size). The low-frequency source
+    needs no change to the network: this is a DiT (arXiv 2212.09748) with adaLN-zero whose weights all blocks share
+    (arXiv 2310.00426), 2-D rotary positions, and query/key normalisation.
+
+    Args:
+        sample_size (`int` or `list[int]`, defaults to `32`):
+            Height and width of the latents it was trained on; the default of pipelines, not a limit.
+        patch_size (`int`, defaults to `2`):
+            Side of the square patch that becomes one token.
+        in_channels (`int`, defaults to `4`):
+            Channels of input and output.
+        num_layers (`int`, defaults to `12`), num_attention_heads (`int`, defaults to `6`), attention_head_dim (`int`, defaults to `64`):
+            Depth, heads, and width of a head (a multiple of 4). The width of the model is heads times head width.
+        mlp_ratio (`float`, defaults to `4.0`):
+            Width of the feed-forward layer relative to the model.
+        num_classes (`int`, *optional*):
+            Number of class labels; one more embedding stands for "no label". Omitted: unconditional.
+        time_max_frequency (`float`, defaults to `32.0`):
+            Highest frequency of the time embedding, in radians per unit of `timestep / 1000`.
+        use_meanflow (`bool`, defaults to `False`):
+            Accept a second time, `timestep_r`. Its last layer starts at zero, so a flow checkpoint goes on unchanged.
+        use_noise_ratio (`bool`, defaults to `False`):
+            Accept the `noise_ratio` of the source, for training over a range of it. Starts at zero likewise.
+        sample_mean (`list[float]`, *optional*), sample_std (`list[float]`, *optional*):
+            Statistics per channel of what the model generates, before it was brought to unit scale. Set on prior
+            models, whose `D(x)` is smaller than `x`; [`LowFreqPipeline`] undoes them.
+
+    Raises:
+        ValueError: If a size is not positive or the head width is not a multiple of 4.
+    """  # noqa: E501
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["LowFreqTransformerBlock"]
+    _repeated_blocks = ["LowFreqTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["time_embed", "proj_in", "norm", "scale_shift_table"]
+    _supports_group_offloading = True
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | list[int] = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        num_layers: int = 12,
+        num_attention_heads: int = 6,
+        attention_head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        num_classes: int | None = None,
+        time_max_frequency: float = 32.0,
+        use_meanflow: bool = False,
+        use_noise_ratio: bool = False,
+        sample_mean: list[float] | None = None,
+        sample_std: list[float] | None = None,
+    ):
+        super().__init__()
+        for name in ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim"):
+            if not self.config[name] > 0:
+                raise ValueError(f"`{name}` must be positive, got {self.config[name]!r}.")
+        if attention_head_dim % 4:
+            raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {attention_head_dim}.")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"`num_classes` must be positive or None, got {num_classes!r}.")
+        dim = num_attention_heads * attention_head_dim
+
+        self.proj_in = nn.Linear(in_channels * patch_size**2, dim)
+        self.time_embed = TimeEmbedding(dim, time_max_frequency)
+        if use_meanflow:
+            self.time_embed_r = TimeEmbedding(dim, time_max_frequency, zero_init=True)
+        if use_noise_ratio:
+            self.time_embed_noise_ratio = TimeEmbedding(dim, time_max_frequency, zero_init=True)
+        if num_classes is not None:
+            self.class_embed = nn.Embedding(num_classes + 1, dim)
+            nn.init.normal_(self.class_embed.weight, std=0.02)
+        self.act = nn.SiLU()
+        self.modulation = nn.Linear(dim, 6 * dim)
+        self.transformer_blocks = nn.ModuleList(
+            [
+                LowFreqTransformerBlock(dim, num_attention_heads, attention_head_dim, mlp_ratio)
+                for _ in range(num_layers)
+            ]
+        )
+        self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation_out = nn.Linear(dim, 2 * dim)
+        self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
+        for linear in (self.modulation, self.modulation_out, self.proj_out):  # adaLN-zero: starts as v = 0
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.gradient_checkpointing = False
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        timestep_r: torch.Tensor | None = None,
+        noise_ratio: torch.Tensor | None = None,
+        attention_kwargs: dict | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple:
+        """
+        Predict the velocity `source - x` (or, between two times, its mean).
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
+                The state at `timestep`; height and width are multiples of `patch_size`.
+            timestep (`torch.Tensor` of shape `(batch,)` or `()`):
+                The time in 0…1000: 1000 is the source, 0 is data. Kept in float32 up to the sinusoid.
+            class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
+                Class numbers; `num_classes` stands for "no label", as does leaving it out.
+            timestep_r (`torch.Tensor` of shape `(batch,)` or `()`, *optional*):
+                The cleaner end of a stretch of time, at most `timestep` and on the same scale; the output is then the
+                mean velocity over it. Omitted: `timestep` itself, the plain velocity. Needs `use_meanflow`.
+            noise_ratio (`torch.Tensor` of shape `(batch,)`, *optional*):
+                The share of noise in the source, required with `use_noise_ratio` and refused without.
+            attention_kwargs (`dict`, *optional*):
+                `{"scale": float}` sets the weight of a LoRA.
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a `Transformer2DModelOutput` rather than a tuple `(sample,)`.
+
+        Returns:
+            `Transformer2DModelOutput` or `tuple`: The velocity, `(batch, in_channels, height, width)`.
+
+        Raises:
+            ValueError: If an input does not fit the configuration.
+        """
+        batch, channels, height, width = hidden_states.shape
+        p = self.config.patch_size
+        if channels != self.config.in_channels or height % p or width % p:
+            raise ValueError(
+                f"`hidden_states` must have {self.config.in_channels} channels and sides divisible by {p}, got shape "
+                f"{tuple(hidden_states.shape)}."
+            )
+        dtype = hidden_states.dtype
+
+        condition = self.time_embed(timestep.expand(batch) / 1000, dtype)
+        if timestep_r is not None:
+            if not self.config.use_meanflow:
+                raise ValueError("`timestep_r` needs a model with `use_meanflow=True`.")
+        if self.config.use_meanflow:
+            stretch = timestep - timestep_r if timestep_r is not None else torch.zeros_like(timestep)
+            condition = condition + self.time_embed_r(stretch.expand(batch) / 1000, dtype)
+        if (noise_ratio is not None) != self.config.use_noise_ratio:
+            raise ValueError(
+                f"`noise_ratio` must {'' if self.config.use_noise_ratio else 'not '}be given to this model."
+            )
+        if noise_ratio is not None:
+            condition = condition + self.time_embed_noise_ratio(noise_ratio.expand(batch), dtype)
+        if self.config.num_classes is not None:
+            if class_labels is None:
+                class_labels = torch.full((batch,), self.config.num_classes, device=hidden_states.device)
+            condition = condition + self.class_embed(class_labels)
+        elif class_labels is not None:
+            raise ValueError("`class_labels` must not be given to an unconditional model.")
+        condition = self.act(condition)
+        modulation = self.modulation(condition).unflatten(-1, (6, -1))
+
+        # (batch, channels, height, width) -> (batch, tokens, channels * patch * patch)
+        h, w = height // p, width // p
+        hidden_states = hidden_states.reshape(batch, channels, h, p, w, p).permute(0, 2, 4, 1, 3, 5)
+        hidden_states = self.proj_in(hidden_states.reshape(batch, h * w, channels * p * p))
+        angles = _rotary_angles(h, w, self.config.attention_head_dim, hidden_states.device)
+        rotary_emb = (angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None])
+
+        for block in self.transformer_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, modulation, rotary_emb)
+            else:
+                hidden_states = block(hidden_states, modulation, rotary_emb)
+
+        scale, shift = self.modulation_out(condition).unsqueeze(1).chunk(2, dim=-1)
+        hidden_states = self.proj_out(self.norm_out(hidden_states) * (1 + scale) + shift)
+        sample = hidden_states.reshape(batch, h, w, channels, p, p).permute(0, 3, 1, 4, 2, 5)
+        sample = sample.reshape(batch, channels, height, width)
+        if not return_dict:
+            return (sample,)
+        return Transformer2DModelOutput(sample=sample)

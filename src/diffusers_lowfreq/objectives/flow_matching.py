@@ -1,0 +1,97 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Flow matching on given pairs of source and sample."""
+
+from dataclasses import dataclass
+
+import torch
+
+from diffusers.utils.torch_utils import randn_tensor
+
+
+def sample_times(
+    batch_size: int,
+    time_sampling: str = "uniform",
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """
+    Draw continuous times in (0, 1), float32, one normal number each, so that one generator per sample works.
+
+    Args:
+        batch_size (`int`):
+            How many.
+        time_sampling (`str`, defaults to `"uniform"`):
+            `"uniform"`, or `"logit_normal"`: `sigmoid(logit_mean + logit_std * n)` (arXiv 2403.03206, eq. 19); a
+            positive mean leans to the source (1), a negative one to data (0).
+        logit_mean (`float`, defaults to `0.0`), logit_std (`float`, defaults to `1.0`):
+            Of the logit-normal.
+        generator (`torch.Generator` or a list of one per sample, *optional*), device (`torch.device`, *optional*):
+            Of the draw.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`.
+
+    Raises:
+        ValueError: If `time_sampling` is unknown.
+    """
+    if time_sampling not in ("uniform", "logit_normal"):
+        raise ValueError(f"`time_sampling` must be 'uniform' or 'logit_normal', got {time_sampling!r}.")
+    normal = randn_tensor((batch_size,), generator=generator, device=device, dtype=torch.float32)
+    if time_sampling == "uniform":
+        return torch.special.ndtr(normal)
+    return torch.sigmoid(logit_mean + logit_std * normal)
+
+
+@dataclass
+class FlowMatching:
+    """
+    Regress the velocity of the straight line between source and sample (Lipman et al. 2022, arXiv 2210.02747, eq. 9).
+
+    Called as `objective(model, source, sample, *, generator, **condition)`; it does not know where the pair comes from.
+
+    Args:
+        time_sampling (`str`, defaults to `"uniform"`), logit_mean (`float`, defaults to `0.0`), logit_std (`float`, defaults to `1.0`):
+            See [`sample_times`].
+    """  # noqa: E501
+
+    time_sampling: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+
+    def __call__(
+        self,
+        model,
+        source: torch.Tensor,
+        sample: torch.Tensor,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        **condition,
+    ) -> torch.Tensor:
+        """
+        Compute the loss of each sample.
+
+        Args:
+            model (callable):
+                `model(x_t, timestep, **condition).sample` is the velocity; `timestep` is in 0…1000.
+            source (`torch.Tensor` of shape `(batch, channels, height, width)`):
+                The state at t = 1.
+            sample (`torch.Tensor` of the shape of `source`):
+                Data, the state at t = 0.
+            generator (`torch.Generator` or a list of one per sample, *optional*):
+                For the times.
+            condition:
+                Passed to the model, for example `class_labels`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch,)`, float32: Squared error, averaged over the elements of each sample.
+        """
+        t = sample_times(
+            len(sample), self.time_sampling, self.logit_mean, self.logit_std, generator, device=sample.device
+        )
+        t_ = t.view(-1, *[1] * (sample.ndim - 1))
+        x_t = ((1 - t_) * sample + t_ * source).to(sample.dtype)
+        v = source - sample
+        prediction = model(x_t, t * 1000, **condition).sample
+        return (prediction.float() - v.float()).square().flatten(1).mean(dim=1)

@@ -1,0 +1,5 @@
+from .pipeline_lowfreq import LowFreqPipeline
+from .pipeline_output import LowFreqPipelineOutput
+
+
+__all__ = ["LowFreqPipeline", "LowFreqPipelineOutput"]

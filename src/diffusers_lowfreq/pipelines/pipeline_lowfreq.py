@@ -1,0 +1,626 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Class-conditional and unconditional generation from a low-frequency prior."""
+
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import replace_example_docstring
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..autoencoding import decode_latents
+from ..evaluation.flops import count_flops
+from ..schedulers import LowFreqFlowMatchScheduler
+from .pipeline_output import LowFreqPipelineOutput
+
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import torch
+        >>> from diffusers_lowfreq import LowFreqPipeline
+
+        >>> pipe = LowFreqPipeline.from_pretrained("checkpoints/cifar10-32")
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> images = pipe(["horse", "ship"], num_inference_steps=4, generator=generator).images
+        ```
+"""
+
+
+def _calculate_shift(seq_len: int, config) -> float:
+    """Interpolate the `mu` of dynamic shifting linearly in the number of tokens."""
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * (seq_len - config.base_image_seq_len)
+
+
+class LowFreqPipeline(DiffusionPipeline):
+    r"""
+    Generate images with a flow that starts from a low-frequency prior (arXiv 2606.04092).
+
+    The prior model samples a coarse latent from noise; the scheduler makes the source of it, upsampled and mixed with
+    Gaussian noise; the flow refines the source to a latent in few steps; the autoencoder decodes it.
+
+    Args:
+        transformer ([`LowFreqTransformer2DModel`]):
+            The flow.
+        scheduler ([`LowFreqFlowMatchScheduler`]):
+            Makes the source (projection, factor and noise ratio are its configuration) and steps the flow.
+        vae (`AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny`, *optional*):
+            The autoencoder; without one the flow works on pixels in [-1, 1].
+        prior ([`LowFreqTransformer2DModel`], *optional*):
+            The prior model of coarse latents; without one, calls need `prior_latents` or `latents`.
+        prior_scheduler (`SchedulerMixin`, *optional*):
+            A deterministic flow-matching scheduler that takes explicit sigmas; `FlowMatchEulerDiscreteScheduler` if a
+            `prior` comes without one.
+        id2label (`dict[int, str]`, *optional*):
+            Class names.
+
+    Raises:
+        ValueError: If `scheduler` cannot make the source or `prior_scheduler` redraws noise.
+    """
+
+    model_cpu_offload_seq = "prior->transformer->vae"
+    _optional_components = ["vae", "prior", "prior_scheduler"]
+    _callback_tensor_inputs = ["latents"]
+    _prior_callback_tensor_inputs = ["prior_latents"]
+
+    def __init__(
+        self,
+        transformer: ModelMixin,
+        scheduler: LowFreqFlowMatchScheduler,
+        vae: ModelMixin | None = None,
+        prior: ModelMixin | None = None,
+        prior_scheduler: SchedulerMixin | None = None,
+        id2label: dict[int, str] | None = None,
+    ):
+        super().__init__()
+        if prior is not None and prior_scheduler is None:
+            prior_scheduler = FlowMatchEulerDiscreteScheduler()
+        self.register_modules(
+            transformer=transformer, scheduler=scheduler, vae=vae, prior=prior, prior_scheduler=prior_scheduler
+        )
+        self._check_schedulers()
+        self.register_to_config(id2label=id2label)
+        self.labels = {name: int(number) for number, name in (id2label or {}).items()}
+        self.vae_scale_factor = self._get_vae_scale_factor(vae)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load a pipeline as `DiffusionPipeline.from_pretrained` does, from safetensors files only."""
+        kwargs.setdefault("use_safetensors", True)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @staticmethod
+    def _get_vae_scale_factor(vae) -> int:
+        if vae is None:
+            return 1
+        ratio = getattr(vae, "spatial_compression_ratio", None)  # AutoencoderDC
+        if ratio is not None:
+            return ratio
+        channels = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
+        return 2 ** (len(channels) - 1)
+
+    def _check_schedulers(self):
+        """Refuse a scheduler that cannot make the source, or a prior scheduler that is wrong from Gaussian noise."""
+        if self.scheduler is not None and not isinstance(self.scheduler, LowFreqFlowMatchScheduler):
+            raise ValueError(
+                "`scheduler` must be a LowFreqFlowMatchScheduler, which makes the source of the flow, got "
+                f"{type(self.scheduler).__name__}. `LowFreqFlowMatchScheduler.from_config(scheduler.config, "
+                "projection=..., factor=..., noise_ratio=...)` takes over the rest of a configuration."
+            )
+        prior_scheduler = self.prior_scheduler
+        if prior_scheduler is None:
+            return
+        config = prior_scheduler.config
+        name = type(prior_scheduler).__name__
+        is_flow = name.startswith(("FlowMatch", "FlowMap", "LowFreqFlowMatch")) or config.get("use_flow_sigmas", False)
+        is_deterministic = (
+            "LCM" not in name
+            and "Ancestral" not in name
+            and not config.get("stochastic_sampling", False)
+            and not str(config.get("algorithm_type", "")).startswith("sde")
+        )
+        takes_sigmas = "sigmas" in inspect.signature(prior_scheduler.set_timesteps).parameters
+        if not (is_flow and is_deterministic and takes_sigmas):
+            raise ValueError(
+                "`prior_scheduler` must be a deterministic flow-matching scheduler that takes `sigmas` (for example "
+                f"FlowMatchEulerDiscreteScheduler without `stochastic_sampling`), got {name}."
+            )
+
+    # ------------------------------------------------------------------------------------------------ inputs
+
+    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
+        """
+        Map class names, numbers or a mixture to class numbers.
+
+        Raises:
+            ValueError: If a name is unknown, a number is out of range, or the model is unconditional.
+        """
+        if isinstance(class_labels, torch.Tensor):
+            if class_labels.is_floating_point() or class_labels.ndim > 1:
+                raise ValueError(
+                    f"`class_labels` must be a tensor of integers of shape (batch,), got {class_labels.dtype} of shape "
+                    f"{tuple(class_labels.shape)}."
+                )
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, (int, str, np.integer)):
+            class_labels = [class_labels]
+        num_classes = getattr(self.transformer.config, "num_classes", None)
+        if num_classes is None:
+            raise ValueError("`class_labels` must not be given: this model is unconditional.")
+        if not len(class_labels):
+            raise ValueError("`class_labels` must hold at least one label, got an empty list.")
+        ids = []
+        for label in class_labels:
+            if isinstance(label, str):
+                if label not in self.labels:
+                    raise ValueError(f"`class_labels` must be among {sorted(self.labels)}, got {label!r}.")
+                label = self.labels[label]
+            if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < num_classes:
+                raise ValueError(
+                    f"`class_labels` must be class names or numbers from 0 to {num_classes - 1}, got {label!r}."
+                )
+            ids.append(int(label))
+        return ids
+
+    def check_inputs(
+        self,
+        height,
+        width,
+        num_inference_steps,
+        prior_num_inference_steps,
+        guidance_scale,
+        prior_guidance_scale,
+        guidance_interval,
+        noise_ratio,
+        num_images_per_prompt,
+        batch_size,
+        latents,
+        prior_latents,
+        generator,
+        output_type,
+        callback_on_step_end_tensor_inputs,
+        prior_callback_on_step_end_tensor_inputs,
+    ):
+        """Raise a `ValueError` that names the first argument of a call that is not allowed."""
+        self._check_schedulers()
+        for name, value in (
+            ("num_inference_steps", num_inference_steps),
+            ("prior_num_inference_steps", prior_num_inference_steps),
+            ("num_images_per_prompt", num_images_per_prompt),
+        ):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        for name, value in (("guidance_scale", guidance_scale), ("prior_guidance_scale", prior_guidance_scale)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number from 0 on, got {value!r}.")
+        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise ValueError(f"`guidance_interval` must be two rising numbers in [0, 1], got {guidance_interval!r}.")
+        if noise_ratio is not None:
+            self.scheduler.check_noise_ratio(noise_ratio)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+
+        factor = self.scheduler.config.factor
+        for name, value in (("height", height), ("width", width)):
+            latent = value / self.vae_scale_factor if isinstance(value, (int, np.integer)) else 0.5
+            prior_patch = self.prior.config.patch_size if self.prior is not None else 1
+            if value < 1 or latent % self.transformer.config.patch_size or latent % (factor * prior_patch):
+                step = self.vae_scale_factor * np.lcm(self.transformer.config.patch_size, factor * prior_patch)
+                raise ValueError(
+                    f"`{name}` must be a positive multiple of {step} (autoencoder, patches and factor), got {value!r}."
+                )
+        channels = self.transformer.config.in_channels
+        latent_height, latent_width = height // self.vae_scale_factor, width // self.vae_scale_factor
+        if latents is not None and prior_latents is not None:
+            raise ValueError("Pass `latents` (the source) or `prior_latents` (the coarse latent), not both.")
+        if latents is None and prior_latents is None and self.prior is None:
+            raise ValueError("`prior_latents` or `latents` must be given: this pipeline has no `prior`.")
+        for name, value, shape in (
+            ("latents", latents, (batch_size, channels, latent_height, latent_width)),
+            ("prior_latents", prior_latents, (batch_size, channels, latent_height // factor, latent_width // factor)),
+        ):
+            if value is None:
+                continue
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
+                got = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value)
+                raise ValueError(f"`{name}` must be a floating point tensor of shape {shape}, got {got}.")
+        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` must be one generator or a list of {batch_size}, one per image, got {len(generator)}."
+            )
+        for name, names, allowed in (
+            ("callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs, self._callback_tensor_inputs),
+            (
+                "prior_callback_on_step_end_tensor_inputs",
+                prior_callback_on_step_end_tensor_inputs,
+                self._prior_callback_tensor_inputs,
+            ),
+        ):
+            if not all(n in allowed for n in names):
+                raise ValueError(f"`{name}` must be among {allowed}, got {names!r}.")
+
+    # ------------------------------------------------------------------------------------------------ the two loops
+
+    def prepare_prior_latents(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        class_labels: torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("prior_latents",),
+    ) -> torch.Tensor:
+        """
+        Sample coarse latents from the prior model.
+
+        Args:
+            batch_size (`int`), height (`int`), width (`int`):
+                Number and size, in coarse latent units.
+            num_inference_steps (`int`):
+                Steps of the prior.
+            class_labels (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+                Class numbers.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                For the noise.
+            callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`tuple[str, ...]`):
+                As the `prior_…` arguments of a call.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, channels, height, width)`, at the scale of the latents.
+        """
+        config = self.prior.config
+        shape = (batch_size, config.in_channels, height, width)
+        device = self._execution_device
+        prior_latents = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
+        scheduler = self.prior_scheduler
+        mu = {}
+        if scheduler.config.get("use_dynamic_shifting", False):
+            mu = {"mu": _calculate_shift(height * width // config.patch_size**2, scheduler.config)}
+        sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
+        scheduler.set_timesteps(sigmas=sigmas, device=device, **mu)
+        scheduler.set_begin_index(0)
+        prior_latents = self._denoise(
+            self.prior,
+            scheduler,
+            prior_latents,
+            class_labels,
+            lambda: self._prior_guidance_scale,
+            "prior",
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        if config.sample_std is not None:  # back from unit scale to the scale of D(x)
+            mean, std = (prior_latents.new_tensor(s).view(-1, 1, 1) for s in (config.sample_mean, config.sample_std))
+            prior_latents = prior_latents * std + mean
+        return prior_latents
+
+    def prepare_latents(
+        self,
+        prior_latents: torch.Tensor,
+        noise_ratio: float | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        """
+        Make the source of the flow: `(1 - noise_ratio) * U(prior_latents) + noise_ratio * noise`.
+
+        Args:
+            prior_latents (`torch.Tensor` of shape `(batch, channels, height / factor, width / factor)`):
+                Coarse latents.
+            noise_ratio (`float`, *optional*):
+                The scheduler's own when omitted.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                For the noise.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, channels, height, width)`.
+        """
+        factor = self.scheduler.config.factor
+        shape = (*prior_latents.shape[:2], prior_latents.shape[2] * factor, prior_latents.shape[3] * factor)
+        noise = randn_tensor(shape, generator=generator, device=prior_latents.device, dtype=prior_latents.dtype)
+        return self.scheduler.make_source(prior_latents, noise, noise_ratio)
+
+    def _denoise(
+        self,
+        model: ModelMixin,
+        scheduler: SchedulerMixin,
+        latents: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        guidance_scale: Callable[[], float],
+        stage: str,
+        callback_on_step_end: Callable | None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...],
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        **condition,
+    ) -> torch.Tensor:
+        """Integrate the velocity of `model` over the grid of `scheduler`; both the prior and the flow run here."""
+        name = "prior_latents" if stage == "prior" else "latents"
+        with self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
+            for i, t in enumerate(scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                sigma = float(scheduler.sigmas[i]) if guidance_interval != (0.0, 1.0) else 1.0
+                scale = guidance_scale() if guidance_interval[0] <= sigma <= guidance_interval[1] else 1.0
+                guided = class_labels is not None and scale != 1.0
+                x, labels, inputs = latents, class_labels, condition
+                if guided:
+                    x = torch.cat([latents, latents])
+                    labels = torch.cat([class_labels, torch.full_like(class_labels, model.config.num_classes)])
+                    inputs = {k: torch.cat([v, v]) for k, v in condition.items()}
+                if labels is not None:
+                    inputs = {"class_labels": labels, **inputs}
+                velocity = model(x, t.expand(len(x)), return_dict=False, **inputs)[0]
+                if guided:
+                    conditional, unconditional = velocity.chunk(2)
+                    velocity = unconditional + scale * (conditional - unconditional)
+                self._network_calls[stage] += 2 if guided else 1
+                latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+
+                if callback_on_step_end is not None:
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    latents = callback_on_step_end(self, i, t, tensors).pop(name, latents)
+                progress_bar.update()
+        self._current_timestep = None
+        return latents
+
+    # ------------------------------------------------------------------------------------------------ state of a call
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def prior_guidance_scale(self) -> float:
+        return self._prior_guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale != 1.0 and getattr(self.transformer.config, "num_classes", None) is not None
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self):
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    @property
+    def effective_nfe(self) -> float:
+        """
+        Cost per image of the last call, in unguided forward passes of the flow network.
+
+        The sum of the flow's forward passes (two per guided step) and of the prior's, these weighted by the measured
+        FLOPs of a prior forward over those of a flow forward. The autoencoder is not counted.
+        """
+        nfe = float(self._network_calls["flow"])
+        if self._network_calls["prior"]:
+            channels, height, width = self._latent_shape
+            factor = self.scheduler.config.factor
+            noise_ratio = {"noise_ratio": torch.zeros(1, device=self.transformer.device)}
+            flow = count_flops(
+                self.transformer,
+                self._latent_shape,
+                **(noise_ratio if self._takes_noise_ratio else {}),
+            )
+            prior = count_flops(self.prior, (channels, height // factor, width // factor))
+            nfe += self._network_calls["prior"] * prior / flow
+        return nfe
+
+    @property
+    def _takes_noise_ratio(self) -> bool:
+        return getattr(self.transformer.config, "use_noise_ratio", False)
+
+    # ------------------------------------------------------------------------------------------------ the call
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 4,
+        prior_num_inference_steps: int = 8,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 1.0,
+        prior_guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        noise_ratio: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prior_latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        output_prior_images: bool = False,
+        return_dict: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        prior_callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        prior_callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("prior_latents",),
+    ) -> LowFreqPipelineOutput | tuple:
+        r"""
+        Generate images.
+
+        Args:
+            class_labels (`int`, `str`, a list of them, or `torch.Tensor` of shape `(batch,)`, *optional*):
+                Classes by number or by name; omitted, images of no particular class.
+            height (`int`, *optional*), width (`int`, *optional*):
+                Size in pixels, by default the one that the model was trained on.
+            num_inference_steps (`int`, defaults to `4`):
+                Steps of the flow.
+            prior_num_inference_steps (`int`, defaults to `8`):
+                Steps of the prior model, each a small part of a flow step.
+            sigmas (`list[float]`, *optional*):
+                Levels of the flow, strictly decreasing in (0, 1], instead of the default grid; starting below 1 is for
+                `latents` that are at that level.
+            guidance_scale (`float`, defaults to `1.0`):
+                Classifier-free guidance of the flow, `uncond + scale * (cond - uncond)`; 1 is without.
+            prior_guidance_scale (`float`, defaults to `1.0`):
+                The same for the prior model.
+            guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
+                Levels sigma between which the flow is guided (arXiv 2404.07724).
+            noise_ratio (`float`, *optional*):
+                The share of noise in the source, within the range that the model was trained for.
+            num_images_per_prompt (`int`, defaults to `1`):
+                Images per class label.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                One generator, or one per image: then an image does not depend on the batch it is made in.
+            latents (`torch.Tensor` of shape `(batch, channels, latent_height, latent_width)`, *optional*):
+                Bring your own source; nothing is drawn and the prior does not run.
+            prior_latents (`torch.Tensor` of shape `(batch, channels, latent_height / factor, latent_width / factor)`, *optional*):
+                Bring your own coarse latent.
+            output_type (`str`, defaults to `"pil"`):
+                `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            output_prior_images (`bool`, defaults to `False`):
+                Whether to decode the upsampled coarse latent too.
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a [`LowFreqPipelineOutput`] rather than a tuple.
+            callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`):
+                Called as `callback(pipe, step, timestep, {name: tensor})` after every step of the flow.
+            prior_callback_on_step_end (`Callable`, *optional*), prior_callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("prior_latents",)`):
+                The same for the prior model.
+
+        Examples:
+
+        Returns:
+            [`LowFreqPipelineOutput`] or `tuple`:
+                The images; as a tuple `(images,)`, or `(images, prior_images)` with `output_prior_images`.
+
+        Raises:
+            ValueError: If an argument is not allowed; it is named, with what is.
+        """  # noqa: E501
+        for callback, names in (
+            (callback_on_step_end, "callback_on_step_end_tensor_inputs"),
+            (prior_callback_on_step_end, "prior_callback_on_step_end_tensor_inputs"),
+        ):
+            if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+                if names.startswith("prior"):
+                    prior_callback_on_step_end_tensor_inputs = callback.tensor_inputs
+                else:
+                    callback_on_step_end_tensor_inputs = callback.tensor_inputs
+
+        # 1. Check inputs
+        sample_size = self.transformer.config.sample_size
+        sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        height = sample_height * self.vae_scale_factor if height is None else height
+        width = sample_width * self.vae_scale_factor if width is None else width
+        ids = self.get_label_ids(class_labels) if class_labels is not None else None
+        given = latents if latents is not None else prior_latents
+        if ids is not None:
+            batch_size = len(ids) * num_images_per_prompt
+        elif isinstance(given, torch.Tensor) and given.ndim == 4:
+            batch_size = len(given)
+        else:
+            batch_size = num_images_per_prompt
+        if sigmas is not None:
+            num_inference_steps = len(sigmas)
+        self.check_inputs(
+            height,
+            width,
+            num_inference_steps,
+            prior_num_inference_steps,
+            guidance_scale,
+            prior_guidance_scale,
+            guidance_interval,
+            noise_ratio,
+            num_images_per_prompt,
+            batch_size,
+            latents,
+            prior_latents,
+            generator,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+            prior_callback_on_step_end_tensor_inputs,
+        )
+        self._guidance_scale = guidance_scale
+        self._prior_guidance_scale = prior_guidance_scale
+        self._interrupt = False
+        self._network_calls = {"prior": 0, "flow": 0}
+        device = self._execution_device
+        latent_height, latent_width = height // self.vae_scale_factor, width // self.vae_scale_factor
+        self._latent_shape = (self.transformer.config.in_channels, latent_height, latent_width)
+        labels = None
+        if ids is not None:
+            labels = torch.tensor(ids, device=device).repeat_interleave(num_images_per_prompt)
+
+        # 2. The grid of the flow
+        mu = None
+        if self.scheduler.config.use_dynamic_shifting:
+            tokens = latent_height * latent_width // self.transformer.config.patch_size**2
+            mu = _calculate_shift(tokens, self.scheduler.config)
+        self.scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
+        self.scheduler.set_begin_index(0)
+        self._num_timesteps = len(self.scheduler.timesteps)
+
+        # 3. The coarse latent, from the prior model unless it is given
+        if latents is None and prior_latents is None:
+            prior_latents = self.prepare_prior_latents(
+                batch_size,
+                latent_height // self.scheduler.config.factor,
+                latent_width // self.scheduler.config.factor,
+                prior_num_inference_steps,
+                labels,
+                generator,
+                prior_callback_on_step_end,
+                prior_callback_on_step_end_tensor_inputs,
+            )
+
+        # 4. The source: upsampled, with noise
+        dtype = self.transformer.dtype
+        if latents is None:
+            prior_latents = prior_latents.to(device, dtype)
+            latents = self.prepare_latents(prior_latents, noise_ratio, generator)
+        latents = latents.to(device, dtype)
+
+        # 5. The flow
+        condition = {}
+        if self._takes_noise_ratio:
+            alpha = self.scheduler.config.noise_ratio if noise_ratio is None else noise_ratio
+            condition["noise_ratio"] = torch.full((batch_size,), alpha, device=device)
+        latents = self._denoise(
+            self.transformer,
+            self.scheduler,
+            latents,
+            labels,
+            lambda: self._guidance_scale,
+            "flow",
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            tuple(guidance_interval),
+            **condition,
+        )
+
+        # 6. Decode
+        images = self._decode(latents, output_type)
+        prior_images = None
+        if output_prior_images and prior_latents is not None:
+            prior_images = self._decode(self.scheduler.projection.upsample(prior_latents), output_type)
+
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (images, prior_images) if output_prior_images else (images,)
+        return LowFreqPipelineOutput(images=images, prior_images=prior_images, prior_latents=prior_latents)
+
+    def _decode(self, latents: torch.Tensor, output_type: str):
+        if output_type == "latent":
+            return latents
+        images = decode_latents(self.vae, latents) if self.vae is not None else latents
+        return self.image_processor.postprocess(images, output_type=output_type)

@@ -1,0 +1,4 @@
+from .scheduling_lowfreq_flow_match import LowFreqFlowMatchScheduler
+
+
+__all__ = ["LowFreqFlowMatchScheduler"]

@@ -1,0 +1,419 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""The flow-matching scheduler whose source is a low-frequency prior with added Gaussian noise."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+
+from ..projections import LowFrequencyProjection
+
+
+# Settings of other flow-matching schedulers that change the trajectory and that this one does not have.
+_REFUSED = ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling")
+
+
+@dataclass
+class LowFreqFlowMatchSchedulerOutput(BaseOutput):
+    """
+    Output of [`LowFreqFlowMatchScheduler.step`].
+
+    Args:
+        prev_sample (`torch.Tensor` of shape `(batch, channels, height, width)`):
+            The sample at the next, lower level of the schedule.
+        pred_original_sample (`torch.Tensor` of shape `(batch, channels, height, width)`):
+            The data that the velocity points at from here, `x - sigma * v`; a preview.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor
+
+
+class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
+    r"""
+    Flow matching from a low-frequency source (*Optimal Transport Flow Matching by Design*, arXiv 2606.04092).
+
+    The source of a sample `x` is its own coarse version with Gaussian noise (the paper's source, with `T = U∘D`):
+
+        source = (1 - noise_ratio) * T(x) + noise_ratio * noise
+
+    and the flow runs on the straight line `x_sigma = (1 - sigma) * x + sigma * source`, in diffusers' direction:
+    `sigma = 1` is the source, `sigma = 0` is data, the model predicts `v = source - x` and `timestep = sigma * 1000`.
+    The paper's `t` is `1 - sigma`. `noise_ratio = 1` is ordinary flow matching; there this scheduler steps as
+    `FlowMatchEulerDiscreteScheduler` does, on a grid whose last step is not wasted: `linspace(1, 1 / N, N)`, then 0.
+
+    Args:
+        num_train_timesteps (`int`, defaults to `1000`):
+            The timestep of `sigma = 1`.
+        shift (`float`, defaults to `1.0`):
+            Constant shift `k` of the grid, `k * sigma / (1 + (k - 1) * sigma)`.
+        use_dynamic_shifting (`bool`, defaults to `False`):
+            Shift the grid by `mu`, passed to [`~LowFreqFlowMatchScheduler.set_timesteps`], instead.
+        base_shift (`float`, defaults to `0.5`), max_shift (`float`, defaults to `1.15`):
+            `mu` at `base_image_seq_len` and at `max_image_seq_len` tokens; pipelines interpolate.
+        base_image_seq_len (`int`, defaults to `256`), max_image_seq_len (`int`, defaults to `4096`):
+            See above.
+        shift_terminal (`float`, *optional*):
+            Stretch the shifted grid so that its last level before 0 is this one.
+        time_shift_type (`str`, defaults to `"exponential"`):
+            How `mu` shifts: `"exponential"` or `"linear"`.
+        projection (`str`, defaults to `"bicubic"`), factor (`int`, defaults to `4`):
+            The projection `T`, see [`LowFrequencyProjection`].
+        noise_ratio (`float`, defaults to `0.5`):
+            The share of noise in the source, the paper's alpha, in [0, 1].
+        noise_ratio_range (`list[float]`, *optional*):
+            `[lowest, highest]` noise ratio that the model was trained for and is told (its `use_noise_ratio`);
+            omitted, only `noise_ratio` itself is valid.
+        solver_order (`int`, defaults to `1`):
+            1: Euler, which is also the flow-map step of a one-step model. 2: two-step Adams-Bashforth on the grid's
+            own uneven steps, still one model call a step.
+
+    Raises:
+        ValueError: If an argument is outside its allowed values.
+    """
+
+    _compatibles = []
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        shift_terminal: float | None = None,
+        time_shift_type: str = "exponential",
+        projection: str = "bicubic",
+        factor: int = 4,
+        noise_ratio: float = 0.5,
+        noise_ratio_range: list[float] | None = None,
+        solver_order: int = 1,
+    ):
+        if not num_train_timesteps > 0:
+            raise ValueError(f"`num_train_timesteps` must be positive, got {num_train_timesteps!r}.")
+        if time_shift_type not in ("exponential", "linear"):
+            raise ValueError(f"`time_shift_type` must be 'exponential' or 'linear', got {time_shift_type!r}.")
+        if solver_order not in (1, 2):
+            raise ValueError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
+        if shift_terminal is not None and not 0 < shift_terminal < 1:
+            raise ValueError(f"`shift_terminal` must be in (0, 1), got {shift_terminal!r}.")
+        self.projection = LowFrequencyProjection(projection, factor)
+        if noise_ratio_range is not None:
+            if len(noise_ratio_range) != 2 or not 0 <= noise_ratio_range[0] < noise_ratio_range[1] <= 1:
+                raise ValueError(
+                    f"`noise_ratio_range` must be two increasing numbers in [0, 1], got {noise_ratio_range!r}."
+                )
+        self.check_noise_ratio(noise_ratio)
+        self.set_shift(shift)
+        # Before `set_timesteps` the schedule is the training one, as in diffusers' flow-matching schedulers.
+        sigmas = np.linspace(1, 1 / num_train_timesteps, num_train_timesteps)
+        if not use_dynamic_shifting:
+            sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+        self._set_schedule(sigmas, None)
+        self.num_inference_steps = None
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
+        """
+        Build a scheduler from the configuration of this class or of `FlowMatchEulerDiscreteScheduler`.
+
+        Raises:
+            ValueError: If the configuration uses a setting that this scheduler would have to ignore.
+        """
+        for key in _REFUSED:
+            if (config or {}).get(key) or kwargs.get(key):
+                raise ValueError(f"`{key}` of the configuration must be False: {cls.__name__} does not have it.")
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------ the source
+
+    def check_noise_ratio(self, noise_ratio: float) -> float:
+        """
+        Return `noise_ratio` if the source may be made with it.
+
+        Raises:
+            ValueError: If it is outside [0, 1] or outside `noise_ratio_range`, or not the fixed `noise_ratio`.
+        """
+        if isinstance(noise_ratio, bool) or not isinstance(noise_ratio, (int, float)) or not 0 <= noise_ratio <= 1:
+            raise ValueError(f"`noise_ratio` must be a number in [0, 1], got {noise_ratio!r}.")
+        allowed = self.config.noise_ratio_range
+        if allowed is None and noise_ratio != self.config.noise_ratio:
+            raise ValueError(
+                f"`noise_ratio` must be {self.config.noise_ratio}, the one that this model was trained with, got "
+                f"{noise_ratio!r}. Only models trained over a `noise_ratio_range` leave the choice."
+            )
+        if allowed is not None and not allowed[0] <= noise_ratio <= allowed[1]:
+            raise ValueError(f"`noise_ratio` must be in the trained range {list(allowed)}, got {noise_ratio!r}.")
+        return float(noise_ratio)
+
+    def make_source(
+        self,
+        low: torch.Tensor,
+        noise: torch.Tensor,
+        noise_ratio: float | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""
+        Make the source from a coarse latent: `(1 - noise_ratio) * U(low) + noise_ratio * noise`.
+
+        At inference `low` comes from the prior model or from the user; in training it is `D(x)`, which is what
+        [`~LowFreqFlowMatchScheduler.make_source_from_sample`] passes.
+
+        Args:
+            low (`torch.Tensor` of shape `(batch, channels, height / factor, width / factor)`):
+                Coarse latents at the scale of the latents.
+            noise (`torch.Tensor` of shape `(batch, channels, height, width)`):
+                Standard Gaussian noise.
+            noise_ratio (`float` or `torch.Tensor` of shape `(batch,)`, *optional*):
+                The paper's alpha, the configuration's `noise_ratio` when omitted; a tensor is for training over a
+                range and is not checked.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, channels, height, width)`: The state at `sigma = 1`.
+
+        Raises:
+            ValueError: If the shapes do not fit or `noise_ratio` is not allowed.
+        """
+        upsampled = self.projection.upsample(low)
+        if upsampled.shape != noise.shape:
+            raise ValueError(
+                f"`low` of shape {tuple(low.shape)} and factor {self.projection.factor} needs `noise` of shape "
+                f"{tuple(upsampled.shape)}, got {tuple(noise.shape)}."
+            )
+        if isinstance(noise_ratio, torch.Tensor):
+            alpha = noise_ratio.to(noise.dtype).view(-1, *[1] * (noise.ndim - 1))
+        else:
+            alpha = self.check_noise_ratio(self.config.noise_ratio if noise_ratio is None else noise_ratio)
+        return (1 - alpha) * upsampled + alpha * noise
+
+    def make_source_from_sample(
+        self, sample: torch.Tensor, noise: torch.Tensor, noise_ratio: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Make the source of a sample, `(1 - noise_ratio) * T(x) + noise_ratio * noise`: the pair of training.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch, channels, height, width)`):
+                Images or latents `x`.
+            noise (`torch.Tensor` of the shape of `sample`):
+                Standard Gaussian noise.
+            noise_ratio (`float` or `torch.Tensor` of shape `(batch,)`, *optional*):
+                As in [`~LowFreqFlowMatchScheduler.make_source`].
+        """
+        return self.make_source(self.projection.downsample(sample), noise, noise_ratio)
+
+    def scale_noise(self, sample: torch.Tensor, timestep: float | torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """
+        Mix data and source at a level: `(1 - sigma) * sample + sigma * noise`, `sigma = timestep / 1000`.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch, ...)`):
+                Data, the state at `sigma = 0`.
+            timestep (`float` or `torch.Tensor` of shape `(batch,)`):
+                Any time between 0 and `num_train_timesteps`; it need not be on the grid.
+            noise (`torch.Tensor` of the shape of `sample`):
+                The state at `sigma = 1`: the source, not bare noise unless `noise_ratio` is 1. The name is
+                diffusers'.
+        """
+        sigma = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps
+        sigma = sigma.view(-1, *[1] * (sample.ndim - 1)).to(sample.dtype)
+        return (1 - sigma) * sample + sigma * noise
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Do what [`~LowFreqFlowMatchScheduler.scale_noise`] does, in the argument order of older schedulers."""
+        return self.scale_noise(original_samples, timesteps, noise)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
+        """Return `sample` unchanged; flow matching does not scale its input."""
+        return sample
+
+    # ------------------------------------------------------------------------------------------------ the grid
+
+    @property
+    def shift(self) -> float:
+        """The constant shift of the grid."""
+        return self._shift
+
+    def set_shift(self, shift: float):
+        """Set the constant `shift` (a positive number) of the grids to come."""
+        if not shift > 0:
+            raise ValueError(f"`shift` must be positive, got {shift!r}.")
+        self._shift = shift
+
+    def time_shift(self, mu: float, sigma: float, t: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+        """Shift levels `t` in (0, 1] by `mu`: `m / (m + (1 / t - 1) ** sigma)`, `m = exp(mu)` or `mu` (linear)."""
+        m = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
+        return m / (m + (1 / t - 1) ** sigma)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: list[float] | None = None,
+        mu: float | None = None,
+        timesteps: list[float] | None = None,
+    ):
+        """
+        Set the grid of levels. By default `linspace(1, 1 / N, N)`, shifted, then 0: N steps are really N steps.
+
+        Args:
+            num_inference_steps (`int`, *optional*):
+                The number of steps, and of model calls, N.
+            device (`str` or `torch.device`, *optional*):
+                Where the schedule lives.
+            sigmas (`list[float]`, *optional*):
+                The levels before the shift, strictly decreasing in (0, 1]; the final 0 is added.
+            mu (`float`, *optional*):
+                The amount of dynamic shifting, required with `use_dynamic_shifting`.
+            timesteps (`list[float]`, *optional*):
+                The final timesteps, instead of `sigmas`; they are not shifted.
+
+        Raises:
+            ValueError: If the arguments disagree or are outside their allowed values.
+        """
+        if sigmas is not None and timesteps is not None:
+            raise ValueError("Pass `sigmas` or `timesteps`, not both.")
+        if self.config.use_dynamic_shifting and mu is None and timesteps is None:
+            raise ValueError("`mu` must be passed when `use_dynamic_shifting` is True.")
+        given = sigmas if sigmas is not None else timesteps
+        if given is None:
+            if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, (int, np.integer)):
+                raise ValueError(f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}.")
+            if num_inference_steps < 1:
+                raise ValueError(f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}.")
+            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        else:
+            name, top = (
+                ("sigmas", 1.0) if sigmas is not None else ("timesteps", float(self.config.num_train_timesteps))
+            )
+            given = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given, dtype=np.float64)
+            if (
+                given.ndim != 1
+                or not len(given)
+                or not (0 < given[-1] and given[0] <= top and (np.diff(given) < 0).all())
+            ):
+                raise ValueError(
+                    f"`{name}` must be strictly decreasing numbers in (0, {top:g}], got {given.tolist()}."
+                )
+            if num_inference_steps not in (None, len(given)):
+                raise ValueError(
+                    f"`num_inference_steps` must be the length of `{name}`, {len(given)}, got {num_inference_steps!r}."
+                )
+            sigmas = given / top
+        if timesteps is None:
+            if self.config.use_dynamic_shifting:
+                sigmas = self.time_shift(mu, 1.0, sigmas)
+            else:
+                sigmas = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
+            if self.config.shift_terminal is not None and sigmas[-1] < 1:
+                sigmas = 1 - (1 - sigmas) * (1 - self.config.shift_terminal) / (1 - sigmas[-1])
+        self.num_inference_steps = len(sigmas)
+        self._set_schedule(sigmas, device)
+
+    def _set_schedule(self, sigmas: np.ndarray, device):
+        sigmas = torch.from_numpy(sigmas).to(dtype=torch.float32, device=device)
+        self.timesteps = sigmas * self.config.num_train_timesteps
+        self.sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+        self._step_index = None
+        self._begin_index = None
+        self._previous_velocity = None
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the step to come; it grows by one with every step."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """The index of the first step, set by [`~LowFreqFlowMatchScheduler.set_begin_index`]."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0):
+        """Set the index of the first step; a pipeline that does saves a look-up and a synchronisation."""
+        self._begin_index = begin_index
+
+    def index_for_timestep(
+        self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
+    ) -> int:
+        """
+        Find a timestep in the schedule, by distance rather than by equality of floats.
+
+        Raises:
+            ValueError: If no timestep of the schedule is near `timestep`.
+        """
+        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        distance = (schedule - torch.as_tensor(timestep, dtype=torch.float32, device=schedule.device)).abs()
+        index = int(distance.argmin())
+        if distance[index] > 1e-3 * self.config.num_train_timesteps / len(schedule):
+            raise ValueError(f"`timestep` must be one of the schedule's {schedule.tolist()}, got {float(timestep)}.")
+        return index
+
+    # ------------------------------------------------------------------------------------------------ the step
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: float | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> LowFreqFlowMatchSchedulerOutput | tuple:
+        """
+        Step to the next level: `x + (sigma_next - sigma) * v`.
+
+        With the mean velocity of a one-step model this is its flow map, `x_r = x_t - (t - r) * u(x_t, r, t)`
+        (MeanFlow, arXiv 2505.13447, eq. 12). With `solver_order=2`, `v` is extrapolated to the middle of the step
+        from this velocity and the last one.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch, channels, height, width)`):
+                The velocity `v = source - x` that the model predicts.
+            timestep (`float` or `torch.Tensor`):
+                One of `timesteps`.
+            sample (`torch.Tensor` of shape `(batch, channels, height, width)`):
+                The state at `timestep`.
+            generator (`torch.Generator`, *optional*):
+                Unused, since nothing is drawn; here for code that passes it to every scheduler.
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a [`LowFreqFlowMatchSchedulerOutput`] rather than a tuple `(prev_sample,)`.
+
+        Raises:
+            ValueError: If `timestep` is an integer index or not in the schedule, or the schedule is used up.
+        """
+        if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
+            raise ValueError(f"`timestep` must be one of `scheduler.timesteps`, not an integer index, got {timestep}.")
+        if self._step_index is None:
+            self._step_index = (
+                self._begin_index if self._begin_index is not None else self.index_for_timestep(timestep)
+            )
+        i = self._step_index
+        if i >= len(self.timesteps):
+            raise ValueError(f"The schedule of {len(self.timesteps)} steps is used up; call `set_timesteps` again.")
+
+        x, v = sample.float(), model_output.float()
+        sigma, sigma_next = self.sigmas[i], self.sigmas[i + 1]
+        slope = v
+        if self.config.solver_order == 2:
+            if self._previous_velocity is not None:
+                ratio = (sigma_next - sigma) / (sigma - self.sigmas[i - 1])
+                slope = v + ratio / 2 * (v - self._previous_velocity)
+            self._previous_velocity = v
+        prev_sample = (x + (sigma_next - sigma) * slope).to(model_output.dtype)
+
+        self._step_index += 1
+        if not return_dict:
+            return (prev_sample,)
+        pred_original_sample = (x - sigma * v).to(model_output.dtype)
+        return LowFreqFlowMatchSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
