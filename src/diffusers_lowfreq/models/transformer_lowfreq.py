@@ -176,7 +176,7 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
 
     Raises:
         ValueError: If a size is not positive or the head width is not a multiple of 4.
-    """  # noqa: E501
+    """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["LowFreqTransformerBlock"]

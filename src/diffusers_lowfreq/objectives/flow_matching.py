@@ -54,7 +54,7 @@ class FlowMatching:
     Args:
         time_sampling (`str`, defaults to `"uniform"`), logit_mean (`float`, defaults to `0.0`), logit_std (`float`, defaults to `1.0`):
             See [`sample_times`].
-    """  # noqa: E501
+    """
 
     time_sampling: str = "uniform"
     logit_mean: float = 0.0

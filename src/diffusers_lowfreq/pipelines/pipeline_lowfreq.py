@@ -505,7 +505,7 @@ class LowFreqPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: If an argument is not allowed; it is named, with what is.
-        """  # noqa: E501
+        """
         for callback, names in (
             (callback_on_step_end, "callback_on_step_end_tensor_inputs"),
             (prior_callback_on_step_end, "prior_callback_on_step_end_tensor_inputs"),

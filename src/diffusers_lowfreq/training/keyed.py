@@ -44,7 +44,7 @@ class KeyedBatchSampler:
             How the global batch is split.
         random_flip (`bool`, defaults to `False`):
             Whether each visit of an image is mirrored with probability one half.
-    """  # noqa: E501
+    """
 
     def __init__(
         self,

@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Train the grader, a classifier on real images, so that every published figure can be made again.
+
+    python benchmarks/train_features.py --train_data cifar10/train.parquet --test_data cifar10/test.parquet \
+        --output_dir checkpoints/graders/cifar10-32
+"""
+
+import argparse
+import json
+import os
+import time
+
+import torch
+import torch.nn.functional as F
+from graders import Grader
+from tqdm.auto import tqdm
+
+from diffusers_lowfreq.training import LatentCache, keyed_generator, load_images, machine_kind
+
+
+def load(path, resolution, cache_dir):
+    """All images of one set as `uint8`, and their labels."""
+    cache = LatentCache.build(load_images(train_data_dir=path, resolution=resolution), None, cache_dir, progress=tqdm)
+    return torch.cat(cache.latents)[:, 0], cache.labels
+
+
+@torch.no_grad()
+def accuracy(model, images, labels):
+    model.eval()
+    hits = [model(x.float() / 255)[0].argmax(1) == y for x, y in zip(images.split(500), labels.split(500))]
+    return torch.cat(hits).float().mean().item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train_data", required=True)
+    parser.add_argument("--test_data", required=True)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--cache_dir", default="out/grader-cache")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    images, labels = load(args.train_data, args.resolution, args.cache_dir)
+    torch.manual_seed(args.seed)
+    model = Grader(num_classes=int(labels.max()) + 1).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    steps = args.epochs * (len(images) // args.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, steps)
+    started = time.monotonic()
+    progress = tqdm(total=steps)
+    for epoch in range(args.epochs):
+        model.train()
+        order = torch.randperm(len(images), generator=keyed_generator(args.seed, epoch))
+        for step, rows in enumerate(order.split(args.batch_size)[: len(images) // args.batch_size]):
+            # A random shift by up to 4 pixels for the batch, and a mirror image for half of it
+            generator = keyed_generator(args.seed, epoch, step)
+            x = F.pad(images[rows].float() / 255, (4, 4, 4, 4), mode="reflect")
+            top, left = torch.randint(9, (2,), generator=generator).tolist()
+            x = x[:, :, top : top + args.resolution, left : left + args.resolution]
+            flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
+            x = torch.where(flip, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(model(x)[0], labels[rows], label_smoothing=0.05)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            progress.update()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    progress.close()
+
+    facts = {
+        "train_images": len(images),
+        "test_accuracy": accuracy(model, *load(args.test_data, args.resolution, args.cache_dir)),
+        "parameters": model.num_parameters(),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "seed": args.seed,
+        "epochs": args.epochs,
+        "machine": machine_kind(),
+        "torch": torch.__version__,
+    }
+    model.to(torch.float16).save_pretrained(args.output_dir)
+    with open(os.path.join(args.output_dir, "facts.json"), "w") as file:
+        json.dump(facts, file, indent=1)
+    print(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+#!/usr/bin/env python
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Show what a low-frequency flow does: the coarse image of the prior, then 1, 2, 4 and 8 steps, a row for each class.
+
+python examples/demo.py --output out/demo.png
+"""
+
+import argparse
+import os
+import resource
+import sys
+import time
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from diffusers_lowfreq import LowFreqPipeline
+
+
+STEPS = (1, 2, 4, 8)
+SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "checkpoints", "cifar10-32")
+
+
+def peak_memory_mib() -> float:
+    """Peak memory of this process in MiB (of the accelerator, where there is one)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def picture(columns: dict[str, list[Image.Image]], rows: list[str], cell: int = 96) -> Image.Image:
+    """Lay labelled columns of images beside each other."""
+    font = ImageFont.load_default(size=14)
+    margin, top, gap = 84, 26, 4
+    width, height = margin + len(columns) * (cell + gap), top + len(rows) * (cell + gap)
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for r, name in enumerate(rows):
+        draw.text((margin - 8, top + r * (cell + gap) + cell / 2), name, fill="black", font=font, anchor="rm")
+    for c, (title, images) in enumerate(columns.items()):
+        x = margin + c * (cell + gap)
+        draw.text((x + cell / 2, top / 2), title, fill="black", font=font, anchor="mm")
+        for r, image in enumerate(images):
+            canvas.paste(image.resize((cell, cell), Image.Resampling.BICUBIC), (x, top + r * (cell + gap)))
+    return canvas
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--pretrained_model_name_or_path", default=SHIPPED, help="a folder or a name on the Hub")
+    parser.add_argument("--output", default="out/demo.png")
+    parser.add_argument("--class_labels", nargs="+", help="names or numbers; by default every class, at most ten")
+    parser.add_argument("--prior_num_inference_steps", type=int, default=8)
+    parser.add_argument("--guidance_scale", type=float, default=2.0)
+    parser.add_argument("--prior_guidance_scale", type=float, default=2.0)
+    parser.add_argument("--noise_ratio", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+
+    pipe = LowFreqPipeline.from_pretrained(args.pretrained_model_name_or_path).to(args.device)
+    pipe.set_progress_bar_config(disable=True)
+    names = args.class_labels or list(pipe.labels)[:10] or None
+    labels = [int(name) if name.isdigit() else name for name in names] if names else None
+    count = len(labels) if labels else 6
+    conditional = {"class_labels": labels} if labels else {"num_images_per_prompt": count}
+
+    columns = {}
+    print(
+        f"{'steps':>5} {'effective NFE':>14} {'seconds per image':>18}   (prior: {args.prior_num_inference_steps} steps)"
+    )
+    for num_inference_steps in STEPS:
+        # One generator per image: the same coarse image and the same noise in every column
+        generators = [torch.Generator().manual_seed(args.seed * 10_000 + i) for i in range(count)]
+        started = time.perf_counter()
+        output = pipe(
+            num_inference_steps=num_inference_steps,
+            prior_num_inference_steps=args.prior_num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            prior_guidance_scale=args.prior_guidance_scale,
+            noise_ratio=args.noise_ratio,
+            generator=generators,
+            output_prior_images=True,
+            **conditional,
+        )
+        seconds = (time.perf_counter() - started) / count
+        print(f"{num_inference_steps:>5} {pipe.effective_nfe:>14.2f} {seconds:>18.3f}")
+        columns.setdefault("coarse", output.prior_images)
+        columns[f"{num_inference_steps} step" + "s" * (num_inference_steps > 1)] = output.images
+    print(f"peak memory {peak_memory_mib():.0f} MiB")
+
+    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
+    picture(columns, [str(name) for name in names] if names else [""] * count).save(args.output)
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()
