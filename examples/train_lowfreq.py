@@ -14,11 +14,13 @@ optimal transport of the prior is the exception: it depends on the batch of each
 import argparse
 import os
 import time
+from datetime import timedelta
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from huggingface_hub import create_repo, upload_folder
 from tqdm.auto import tqdm
 
 from diffusers import AutoModel, FlowMatchEulerDiscreteScheduler
@@ -50,6 +52,7 @@ from diffusers_lowfreq.training import (
 
 check_min_version("0.40.0")
 
+LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
 
 
@@ -66,8 +69,8 @@ def parse_args(argv=None):
     group.add_argument("--dataset_config_name")
     group.add_argument("--train_data_dir", help="local folder of images or parquet files, or one parquet file")
     group.add_argument("--image_column", default="image")
-    group.add_argument("--label_column", default="label")
-    group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use labels if any")
+    group.add_argument("--label_column", default="label", help="integers; a set without the default column has none")
+    group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use the labels")
     group.add_argument("--resolution", type=int, default=32)
     group.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True)
     group.add_argument("--cache_dir", help="where latents are cached, by default output_dir/cache")
@@ -85,8 +88,8 @@ def parse_args(argv=None):
     group.add_argument("--latent_statistics", choices=["measured", "config"], default="measured")
     group.add_argument("--transformer_size", choices=list(SIZES), default="tiny", help=FROM_PIPELINE)
     group.add_argument("--patch_size", type=int, default=2, help=FROM_PIPELINE)
-    group.add_argument("--prior_size", choices=list(SIZES), default="micro", help=FROM_PIPELINE)
-    group.add_argument("--prior_patch_size", type=int, default=1, help=FROM_PIPELINE)
+    group.add_argument("--prior_size", choices=list(SIZES), default="micro", help="size of a new prior model")
+    group.add_argument("--prior_patch_size", type=int, default=1, help="patch size of a new prior model")
     group.add_argument("--use_meanflow", action=argparse.BooleanOptionalAction, default=False, help=FROM_PIPELINE)
 
     group = parser.add_argument_group("source")
@@ -112,7 +115,7 @@ def parse_args(argv=None):
     group.add_argument("--prior_learning_rate", type=float, default=1e-3)
     group.add_argument("--gradient_accumulation_steps", type=int, default=1)
     group.add_argument("--gradient_checkpointing", action="store_true")
-    group.add_argument("--lr_scheduler", default="cosine")
+    group.add_argument("--lr_scheduler", choices=LR_SCHEDULERS, default="cosine")
     group.add_argument("--lr_warmup_steps", type=int, default=200)
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.99)
@@ -148,11 +151,23 @@ def parse_args(argv=None):
     for name in ("label_dropout", "noise_ratio", "max_skipped_images"):
         if not 0 <= getattr(args, name) <= 1:
             parser.error(f"argument --{name}: must be in [0, 1], got {getattr(args, name)}")
+    if args.noise_ratio_range is not None:
+        low, high = args.noise_ratio_range
+        if not 0 <= low < high <= 1 or not low <= args.noise_ratio <= high:
+            parser.error(
+                "argument --noise_ratio_range: must be two rising numbers in [0, 1] with --noise_ratio "
+                f"{args.noise_ratio} between them, got {low} {high}"
+            )
+    taken = ""
     if args.pretrained_model_name_or_path is not None:
-        taken = "pretrained_vae_model_name_or_path pretrained_prior_model_name_or_path transformer_size patch_size use_meanflow projection factor "
-        for name in (taken + "noise_ratio noise_ratio_range latent_statistics").split():
-            if getattr(args, name) != parser.get_default(name):
-                parser.error(f"argument --{name}: is {FROM_PIPELINE}; leave it out")
+        taken = "conditional pretrained_vae_model_name_or_path vae_subfolder pretrained_prior_model_name_or_path "
+        taken += "latent_statistics transformer_size patch_size use_meanflow projection factor noise_ratio "
+        taken += "noise_ratio_range"
+    elif args.pretrained_prior_model_name_or_path is not None:
+        taken = "prior_size prior_patch_size"
+    for name in taken.split():
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"argument --{name}: is taken from the pretrained model; leave it out")
     return args
 
 
@@ -170,11 +185,10 @@ def build_pipeline(args, cache_latents):
         cache = cache_latents(pipeline.vae)
         transformer, prior, scheduler, vae = (parts[k] for k in ("transformer", "prior", "scheduler", "vae"))
         id2label = {int(k): v for k, v in (pipeline.config.id2label or {}).items()} or None
-        num_classes = transformer.config.num_classes
-        if num_classes is not None and int(cache.labels.max()) >= num_classes:
+        names = {k: v for k, v in (cache.id2label or {}).items() if v != str(k)}
+        if id2label and not names.items() <= id2label.items():
             raise ValueError(
-                f"`label_column` {args.label_column!r} holds labels up to {int(cache.labels.max())}, but the pipeline "
-                f"knows {num_classes} classes."
+                f"`label_column` {args.label_column!r} names the classes {names}, but the pipeline {id2label}."
             )
     else:
         vae = None
@@ -202,12 +216,24 @@ def build_pipeline(args, cache_latents):
                 args.pretrained_prior_model_name_or_path, use_safetensors=True
             )
 
+    for model in (transformer, prior):
+        num_classes = model.config.num_classes if model is not None else None
+        if num_classes is not None and not 0 <= int(cache.labels.min()) <= int(cache.labels.max()) < num_classes:
+            raise ValueError(
+                f"`label_column` {args.label_column!r} must hold numbers below {num_classes}, the number of classes of "
+                f"the pretrained model, got {int(cache.labels.min())} to {int(cache.labels.max())} (-1: no labels)."
+            )
     channels, height, width = cache[0, False]["sample"].shape
     shared = {"in_channels": channels, "num_classes": len(id2label) if id2label else None}
     factor = scheduler.config.factor
-    for name, side, p in (("patch_size", (height, width), args.patch_size), ("factor", (height, width), factor)):
-        if side[0] % p or side[1] % p:
-            raise ValueError(f"`{name}` must divide the latent size {side[0]}x{side[1]}, got {p}.")
+    patch_size = args.patch_size if transformer is None else transformer.config.patch_size
+    prior_patch_size = args.prior_patch_size if prior is None else prior.config.patch_size
+    for name, p in (("patch_size", patch_size), ("factor", factor), ("prior_patch_size", factor * prior_patch_size)):
+        if height % p or width % p:
+            raise ValueError(
+                f"`{name}` must divide the size {height}x{width} of the latents"
+                + (f" after `factor` {factor}, got {prior_patch_size}." if name.startswith("prior") else f", got {p}.")
+            )
     torch.manual_seed(args.seed)  # initial weights only: every draw of the training is keyed
     if transformer is None and args.train != "prior":
         transformer = LowFreqTransformer2DModel(
@@ -221,9 +247,9 @@ def build_pipeline(args, cache_latents):
     if prior is None and args.train != "flow":
         # D(x) is smaller than x: measure it, so that the prior model works at unit scale.
         total = square = count = 0
-        for start in range(0, min(len(cache), 65_536), 1024):
-            entries = [(i, False) for i in range(start, min(start + 1024, len(cache)))]
-            sample = cache.__getitems__(entries)["sample"]
+        indices = range(0, len(cache), max(1, len(cache) // 65_536))
+        for start in range(0, len(indices), 1024):
+            sample = cache.__getitems__([(i, False) for i in indices[start : start + 1024]])["sample"]
             low = scheduler.projection.downsample(normalize_latents(vae, sample) if vae is not None else sample)
             total = total + low.double().sum((0, 2, 3))
             square = square + low.double().square().sum((0, 2, 3))
@@ -302,8 +328,8 @@ def train(part, pipeline, cache, args):
     objective = FlowMatching(args.time_sampling, args.logit_mean, args.logit_std)
     num_classes = model.config.num_classes
     if is_prior:
-        low_mean = torch.tensor(model.config.sample_mean, device=device).view(-1, 1, 1)
-        low_std = torch.tensor(model.config.sample_std, device=device).view(-1, 1, 1)
+        low_mean = torch.tensor(model.config.sample_mean or [0.0], device=device).view(-1, 1, 1)
+        low_std = torch.tensor(model.config.sample_std or [1.0], device=device).view(-1, 1, 1)
     noise_ratio_range = None if is_prior else scheduler.config.noise_ratio_range
     if args.report_to:
         accelerator.init_trackers(f"train_{part}", config={k: str(v) for k, v in vars(args).items()})
@@ -312,7 +338,8 @@ def train(part, pipeline, cache, args):
         total=max_train_steps, initial=step, desc=part, disable=not accelerator.is_local_main_process, smoothing=0.05
     )
     started = since = time.monotonic()
-    first_step, micro_step, running = step, 0, torch.zeros((), device=device)
+    first_step = logged_step = step
+    micro_step, running = 0, torch.zeros((), device=device)
     for batch in loader:
         with accelerator.accumulate(wrapped):
             # 1. The pair (source, sample). Each draw has its own generator, keyed by seed, step and position.
@@ -358,7 +385,7 @@ def train(part, pipeline, cache, args):
         step += 1
         progress.update()
         if step % args.logging_steps == 0 or step == max_train_steps:
-            steps = (step - 1) % args.logging_steps + 1
+            steps, logged_step = step - logged_step, step
             mean_loss = accelerator.reduce(running, "mean").item() / steps
             rate = steps * global_batch_size / (time.monotonic() - since)
             since, running = time.monotonic(), torch.zeros((), device=device)
@@ -375,7 +402,8 @@ def train(part, pipeline, cache, args):
     if ema is not None:
         ema.copy_to(model.parameters())
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not `end_training`: the flow comes after the prior
+        tracker.finish()
     model.eval()
     facts = {
         "parameters": f"{model.num_parameters():,}",
@@ -409,7 +437,8 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
     """
     Write a grid with fixed seeds, a row of images for each number of steps, with the averaged weights.
 
-    Coarse latents are generated by the prior model where there is one, else they are those of the first images.
+    While the prior trains, the images are its coarse latents, upsampled and decoded. While the flow does, they are its
+    own, from coarse latents of the prior model where there is one, else of the first images.
     """
     if pipeline.transformer is None:
         return  # a prior alone shows nothing yet
@@ -422,6 +451,7 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
     pipeline.set_progress_bar_config(disable=True)
     n = args.num_validation_images
     inputs, origin = {}, "generated"
+    steps_of_part = "prior_num_inference_steps" if part == "prior" else "num_inference_steps"
     if pipeline.transformer.config.num_classes is not None:
         inputs["class_labels"] = [i % pipeline.transformer.config.num_classes for i in range(n)]
         inputs["guidance_scale"] = inputs["prior_guidance_scale"] = args.validation_guidance_scale
@@ -435,12 +465,14 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
     images = []
     for num_inference_steps in (1, 2, 4, 8):
         generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
-        images += pipeline(
+        output = pipeline(
             num_images_per_prompt=1 if "class_labels" in inputs or pipeline.prior is None else n,
-            num_inference_steps=num_inference_steps,
             generator=generators,
+            output_prior_images=part == "prior",
+            **{steps_of_part: num_inference_steps},
             **inputs,
-        ).images
+        )
+        images += output.prior_images if part == "prior" else output.images
     grid = make_image_grid(images, rows=4, cols=n)
     folder = os.path.join(args.output_dir, "samples")
     os.makedirs(folder, exist_ok=True)
@@ -454,14 +486,19 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
 
 
 def main(args):
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    # The other processes wait while the main one encodes the images, which may take hours.
+    timeout = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[timeout])
+    repo_id = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
+    if args.push_to_hub and accelerator.is_main_process:  # first of all: a wrong name or token shows now
+        repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id
     images = load_images(
         args.dataset_name,
         args.train_data_dir,
         resolution=args.resolution,
         dataset_config_name=args.dataset_config_name,
         image_column=args.image_column,
-        label_column=args.label_column,
+        label_column=args.label_column if args.conditional else None,
     )
 
     def cache_latents(vae):
@@ -501,19 +538,16 @@ def main(args):
             "seed": args.seed,
         }
         pipeline.to("cpu")
-        repo_id = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
         if pipeline.transformer is not None:
             pipeline.save_pretrained(args.output_dir)
             save_model_card(args.output_dir, repo_id, facts)
         else:
             pipeline.prior.save_pretrained(os.path.join(args.output_dir, "prior"))
         if args.push_to_hub:
-            from huggingface_hub import create_repo, upload_folder
-
-            repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id
             ignored = ["*checkpoint-*", "cache/*", "logs/*", ".*"]
             upload_folder(repo_id=repo_id, folder_path=args.output_dir, ignore_patterns=ignored, token=args.hub_token)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -25,14 +25,17 @@ class ImageDataset:
             A dataset with an image column.
         resolution (`int`):
             Side in pixels of the square images that come out: the short side is resized, the centre is cropped.
-        image_column (`str`, defaults to `"image"`), label_column (`str`, defaults to `"label"`):
-            Column names. Without a label column the set is unlabelled and every label is -1.
+        image_column (`str`, defaults to `"image"`):
+            The column of images.
+        label_column (`str`, *optional*, defaults to `"label"`):
+            The column of class numbers. With `None`, or where the set has no column `"label"`, it is unlabelled and
+            every label is -1.
 
     Raises:
         ValueError: If the set is empty, a column is missing, or labels are not integers.
     """
 
-    def __init__(self, dataset, resolution: int, image_column: str = "image", label_column: str = "label"):
+    def __init__(self, dataset, resolution: int, image_column: str = "image", label_column: str | None = "label"):
         from datasets import ClassLabel
         from datasets import Image as ImageFeature
 
@@ -42,16 +45,28 @@ class ImageDataset:
             raise ValueError(
                 f"`image_column` must be one of the columns {sorted(dataset.column_names)}, got {image_column!r}."
             )
+        if label_column not in (None, "label", *dataset.column_names):
+            raise ValueError(
+                f"`label_column` must be one of the columns {sorted(dataset.column_names)}, got {label_column!r}."
+            )
         # Keep the bytes: decoding here lets one damaged file be named and skipped.
-        self.dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
+        try:
+            self.dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
+        except Exception as error:  # of pyarrow, by type
+            raise ValueError(
+                f"`image_column` {image_column!r} must hold images, got {dataset.features[image_column]}."
+            ) from error
         self.resolution = resolution
         self.image_column = image_column
+        self.label_column = label_column
         self.labels = np.full(len(dataset), -1, dtype=np.int64)
         self.id2label = None
         if label_column in dataset.column_names:
             labels = np.asarray(dataset[label_column][:])
-            if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            if not np.issubdtype(labels.dtype, np.integer):
                 raise ValueError(f"`label_column` {label_column!r} must hold integers from 0, got {labels.dtype}.")
+            if labels.min() < 0:
+                raise ValueError(f"`label_column` {label_column!r} must hold integers from 0, got {labels.min()}.")
             feature = dataset.features[label_column]
             names = feature.names if isinstance(feature, ClassLabel) else map(str, range(int(labels.max()) + 1))
             self.labels = labels.astype(np.int64)
@@ -63,11 +78,13 @@ class ImageDataset:
     @property
     def fingerprint(self) -> str:
         """A hash that changes with the files, the columns or the resolution."""
-        return f"{self.dataset._fingerprint}-{self.resolution}"
+        return f"{self.dataset._fingerprint}-{self.resolution}-{self.label_column}"
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Decode one image to a `uint8` tensor of shape `(3, resolution, resolution)`."""
         entry = self.dataset[index][self.image_column]
+        if entry is None:
+            raise ValueError("it is empty")
         source = io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
         with Image.open(source) as image:
             return to_square(image, self.resolution)
@@ -76,24 +93,28 @@ class ImageDataset:
         """Yield `(index, image)` for the readable images; name the others in the log."""
         for index in indices:
             try:
-                yield index, self[index]
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                name = self.dataset[index][self.image_column].get("path") or f"row {index}"
+                image = self[index]
+            except Exception as error:  # what Pillow raises on a damaged file depends on its format
+                name = (self.dataset[index][self.image_column] or {}).get("path") or f"row {index}"
                 logger.warning(f"Image {name} cannot be read and is skipped: {error}")
+            else:
+                yield index, image
 
 
 def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
     """
     Convert a PIL image of any mode to an RGB `uint8` tensor of shape `(3, resolution, resolution)`.
 
-    16-bit greyscale is scaled to 8 bits, transparency is laid on white, EXIF rotation is applied.
+    Deeper greyscale is scaled to 8 bits, transparency is laid on white, EXIF rotation is applied.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):  # 32-bit: Pillow opens 16-bit PNGs of older files so
-        values = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((values / max(255.0, values.max()) * 255).clip(0, 255).astype(np.uint8))
+    elif image.mode in ("I", "F"):  # the file does not say what white is: the least usual value that holds all
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
+        white = next((value for value in usual if values.max() <= value), values.max())
+        image = Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -111,7 +132,7 @@ def load_images(
     dataset_config_name: str | None = None,
     split: str = "train",
     image_column: str = "image",
-    label_column: str = "label",
+    label_column: str | None = "label",
     cache_dir: str | None = None,
 ) -> ImageDataset:
     """

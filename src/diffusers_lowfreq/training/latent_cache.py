@@ -157,7 +157,7 @@ class LatentCache(torch.utils.data.Dataset):
             skipped += len(rows) - len(latents)
             if skipped > max_skipped * len(images):
                 break
-        if skipped > max_skipped * len(images):
+        if skipped > max_skipped * len(images) or not count:
             raise ValueError(
                 f"`images`: {skipped} of the first {rows.stop} images cannot be read, more than "
                 f"{max_skipped:.0%} of the whole {len(images)}. The log above names them."
@@ -183,18 +183,21 @@ class LatentCache(torch.utils.data.Dataset):
 
 def _encode_shard(images: ImageDataset, rows: range, vae, batch_size: int, device) -> dict[str, torch.Tensor] | None:
     """Decode and encode some images: latents (n, orientations, channels, height, width), labels and row numbers."""
-    decoded = list(images.decode_all(rows))
-    if not decoded:
-        return None
-    positions = torch.tensor([row for row, _ in decoded])
-    latents = []
-    for start in range(0, len(decoded), batch_size):
-        pixels = torch.stack([image for _, image in decoded[start : start + batch_size]])
+    positions, latents = [], []
+    for start in range(0, len(rows), batch_size):
+        decoded = list(images.decode_all(rows[start : start + batch_size]))
+        if not decoded:
+            continue
+        positions += [row for row, _ in decoded]
+        pixels = torch.stack([image for _, image in decoded])
         if vae is None:
             latents.append(pixels[:, None])
             continue
         pixels = pixels.to(device, torch.float32) / 127.5 - 1
         both = [encode_images(vae, p.to(vae.dtype), normalize=False) for p in (pixels, pixels.flip(-1))]
         latents.append(torch.stack(both, dim=1).to("cpu", torch.float16))
+    if not positions:
+        return None
+    positions = torch.tensor(positions)
     labels = torch.from_numpy(images.labels)[positions]
     return {"latents": torch.cat(latents), "labels": labels, "positions": positions}

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 from diffusers.utils import logging
 
@@ -29,6 +30,8 @@ _FREE = {
     "checkpoints_total_limit",
     "resume_from_checkpoint",
     "logging_steps",
+    "validation_steps",
+    "validation_guidance_scale",
     "report_to",
     "push_to_hub",
     "hub_model_id",
@@ -46,7 +49,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: list[str] | None = 
         argv (`list[str]`, *optional*):
             The command line, `sys.argv[1:]` when omitted.
     """
-    config = argparse.ArgumentParser(add_help=False)
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config")
     path = config.parse_known_args(argv)[0].config
     from_file = []
@@ -58,25 +61,32 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: list[str] | None = 
                 raise ValueError("it must hold one JSON object")
         except (OSError, ValueError) as error:
             parser.error(f"argument --config: cannot read {path!r}: {error}")
+        options = {action.dest: action for action in parser._actions if action.dest not in ("config", "help")}
         for key, value in values.items():
-            if value is True or value is False:
+            if key not in options:
+                parser.error(f"argument --config: unknown key {key!r} in {path!r}")
+            if value is None:
+                continue
+            is_flag, is_list = options[key].nargs == 0, options[key].nargs not in (None, 0)
+            if isinstance(value, bool) != is_flag or isinstance(value, list) != is_list or isinstance(value, dict):
+                kind = "true or false" if is_flag else "a list" if is_list else "a number or a string"
+                parser.error(f"argument --config: key {key!r} in {path!r} must be {kind}, got {value!r}")
+            if is_list:
+                from_file += [f"--{key}", *map(str, value)]
+            elif not is_flag:
+                from_file.append(f"--{key}={value}")
+            elif value or isinstance(options[key], argparse.BooleanOptionalAction):
                 from_file.append(f"--{key}" if value else f"--no-{key}")
-            elif value is not None:
-                from_file += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-        # An unknown key or a bad value is reported as coming from the file.
-        parser.prog, prog = f"{parser.prog} ({path})", parser.prog
-        known, unknown = parser.parse_known_args(from_file + (argv if argv is not None else _sys_argv()))
-        unknown = [u for u in unknown if u in from_file]
-        if unknown:
-            parser.error(f"unknown key {unknown[0].lstrip('-')!r}")
+        # A bad value is reported as coming from the file: checked here without the command line and what it must hold.
+        required = [action for action in parser._actions if action.required]
+        prog, parser.prog = parser.prog, f"{parser.prog} ({path})"
+        for action in required:
+            action.required = False
+        parser.parse_args(from_file)
+        for action in required:
+            action.required = True
         parser.prog = prog
-    return parser.parse_args(from_file + (argv if argv is not None else _sys_argv()))
-
-
-def _sys_argv() -> list[str]:
-    import sys
-
-    return sys.argv[1:]
+    return parser.parse_args(from_file + (sys.argv[1:] if argv is None else argv))
 
 
 def _comparable(args: argparse.Namespace, global_batch_size: int) -> dict:
@@ -185,4 +195,5 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
             "arguments, or another `output_dir`."
         )
     accelerator.load_state(path)
+    accelerator.step = 0  # it counts micro-steps, of which there may now be another number in a step
     return int(path.rsplit("-", 1)[1])

@@ -1,0 +1,176 @@
+#!/usr/bin/env python
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Measure, as ratios in one run, what the library adds to the bare work.
+
+    python benchmarks/overhead.py --output benchmarks/results/overhead.json
+
+Pairs are timed in turn, A B A B …, and the median of the ratios of each pair is reported.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+from tqdm.auto import tqdm
+
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers_lowfreq import LowFreqPipeline
+from diffusers_lowfreq.autoencoding import decode_latents
+from diffusers_lowfreq.objectives import FlowMatching
+from diffusers_lowfreq.training import KeyedBatchSampler, LatentCache, load_images, machine_kind, uniform
+
+
+BASES = (
+    "from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DiffusionPipeline, ModelMixin, SchedulerMixin"
+)
+
+
+def ratio(ours, bare, pairs: int, title: str) -> dict:
+    """Time two callables in turn and return the median ratio with its spread."""
+    ours(), bare()
+    ratios = []
+    for _ in tqdm(range(pairs), desc=title):
+        started = time.perf_counter()
+        ours()
+        middle = time.perf_counter()
+        bare()
+        ratios.append((middle - started) / (time.perf_counter() - middle))
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {"ratio": round(quartiles[1], 4), "quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)], "pairs": pairs}
+
+
+@torch.no_grad()
+def pipeline_call(pipe, pairs):
+    """A pipeline call over the bare network calls it makes, at batch 8, guided."""
+    pipe.set_progress_bar_config(disable=True)
+    labels, steps, prior_steps = list(range(8)), 4, 8
+    ours = lambda: pipe(  # noqa: E731
+        labels,
+        num_inference_steps=steps,
+        prior_num_inference_steps=prior_steps,
+        guidance_scale=2.0,
+        prior_guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    )
+    size, factor, channels = pipe.transformer.config.sample_size, pipe.scheduler.config.factor, pipe.transformer.config.in_channels
+    x = torch.randn(16, channels, *size)
+    low = torch.randn(16, channels, size[0] // factor, size[1] // factor)
+    timestep, classes = torch.full((16,), 500.0), torch.zeros(16, dtype=torch.long)
+    noise_ratio = {"noise_ratio": torch.full((16,), 0.5)} if pipe.transformer.config.use_noise_ratio else {}
+
+    def bare():
+        for _ in range(prior_steps):
+            pipe.prior(low, timestep, class_labels=classes)
+        for _ in range(steps):
+            pipe.transformer(x, timestep, class_labels=classes, **noise_ratio)
+        decode_latents(pipe.vae, x[:8])
+
+    def largest():
+        pipe.transformer(x, timestep, class_labels=classes, **noise_ratio)
+        decode_latents(pipe.vae, x[:8])
+
+    memory = {
+        "pipeline_call_mib": round(peak_bytes(ours) / 2**20, 2),
+        "largest_call_and_decode_mib": round(peak_bytes(largest) / 2**20, 2),
+    }
+    memory["ratio"] = round(memory["pipeline_call_mib"] / memory["largest_call_and_decode_mib"], 4)
+    return ratio(ours, bare, pairs, "pipeline call"), memory
+
+
+def peak_bytes(function) -> int:
+    """Peak of the tensor memory that a call allocates, from the allocator's own events."""
+    function()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def training_step(pipe, pairs, batch_size):
+    """A training step from the low-frequency source over the same step from plain Gaussian noise."""
+    model = pipe.transformer.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    objective = FlowMatching()
+    sampler = KeyedBatchSampler(batch_size, batch_size, 0, range(1))
+    sample = torch.randn(batch_size, model.config.in_channels, *model.config.sample_size)
+    labels = torch.zeros(batch_size, dtype=torch.long)
+
+    def step(low_frequency):
+        generators = sampler.generators(0, 0)
+        noise = randn_tensor(sample.shape, generator=generators)
+        alpha = uniform(batch_size, generators)
+        source = pipe.scheduler.make_source_from_sample(sample, noise, alpha) if low_frequency else noise
+        noise_ratio = {"noise_ratio": alpha} if model.config.use_noise_ratio else {}
+        objective(model, source, sample, generator=generators, class_labels=labels, **noise_ratio).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return ratio(lambda: step(True), lambda: step(False), pairs, "training step")
+
+
+def loader_wait(pipe, batch_size, steps):
+    """The share of the training time that is spent waiting for the loader of cached latents."""
+    import numpy as np
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        random = np.random.default_rng(0)
+        for i in range(1024):
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"{folder}/{i:04d}.png")
+        images = load_images(train_data_dir=folder, resolution=32, cache_dir=f"{folder}/hf")
+        cache = LatentCache.build(images, pipe.vae, f"{folder}/cache", shard_size=256)
+        sampler = KeyedBatchSampler(len(cache), batch_size, 0, range(steps), random_flip=True)
+        loader = torch.utils.data.DataLoader(cache, batch_sampler=sampler, collate_fn=lambda batch: batch)
+        model, objective = pipe.transformer.train(), FlowMatching()
+        waited = 0.0
+        started = before = time.perf_counter()
+        for batch in loader:
+            waited += time.perf_counter() - before
+            sample = batch["sample"]
+            source = pipe.scheduler.make_source_from_sample(sample, torch.randn_like(sample), torch.full((len(sample),), 0.5))
+            noise_ratio = {"noise_ratio": torch.full((len(sample),), 0.5)} if model.config.use_noise_ratio else {}
+            objective(model, source, sample, **noise_ratio).mean().backward()
+            model.zero_grad()
+            before = time.perf_counter()
+        return {"share": round(waited / (time.perf_counter() - started), 5), "steps": steps}
+
+
+def import_cost(pairs):
+    """`import diffusers_lowfreq` over importing the diffusers base classes that it builds on, in fresh processes."""
+    run = lambda code: subprocess.run([sys.executable, "-c", code], check=True)  # noqa: E731
+    return ratio(lambda: run(f"{BASES}\nimport diffusers_lowfreq"), lambda: run(BASES), pairs, "import")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pipeline", default="checkpoints/cifar10-32")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--batch_size", type=int, default=64)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    pipe = LowFreqPipeline.from_pretrained(args.pipeline)
+    result = {"machine": machine_kind(), "torch": torch.__version__, "pipeline": os.path.basename(args.pipeline)}
+    result["pipeline_call"], result["peak_memory"] = pipeline_call(pipe, args.pairs)
+    result["training_step"] = training_step(pipe, args.pairs, args.batch_size)
+    result["loader_wait"] = loader_wait(pipe, args.batch_size, args.pairs)
+    result["import"] = import_cost(max(5, args.pairs // 3))
+    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
+    with open(args.output, "w") as file:
+        json.dump(result, file, indent=1)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

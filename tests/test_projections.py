@@ -1,0 +1,219 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Laws of the low-frequency projections, against torch's and scipy's own resizing."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.fft import dctn, idctn
+
+from diffusers_lowfreq import LowFrequencyProjection
+from diffusers_lowfreq.projections import PROJECTIONS, _matrices
+
+
+FACTORS = [1, 2, 3, 4]
+ORTHOGONAL = ["area", "dct"]
+
+
+def draw(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def as_matrix(projection: LowFrequencyProjection, height: int, width: int) -> torch.Tensor:
+    """T as a matrix that acts on flattened images: column j is T of the j-th unit image."""
+    units = torch.eye(height * width, dtype=torch.float64).view(-1, height, width)
+    return projection(units).flatten(1).T
+
+
+# ------------------------------------------------------------------------------------------------------------ oracles
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("channels", [1, 5])
+def test_bicubic_is_the_antialiased_resize_of_torch(factor, channels):
+    projection, x = LowFrequencyProjection("bicubic", factor), draw(2, channels, 12, 24)
+    low = F.interpolate(x, (12 // factor, 24 // factor), mode="bicubic", antialias=True)
+    torch.testing.assert_close(projection.downsample(x), low)
+    torch.testing.assert_close(
+        projection.upsample(low), F.interpolate(low, (12, 24), mode="bicubic", antialias=True)
+    )
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_area_is_mean_pooling_and_nearest(factor):
+    projection, x = LowFrequencyProjection("area", factor), draw(2, 3, 12, 24)
+    low = F.avg_pool2d(x, factor)
+    torch.testing.assert_close(projection.downsample(x), low)
+    torch.testing.assert_close(projection.upsample(low), F.interpolate(low, scale_factor=factor, mode="nearest"))
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_dct_keeps_the_lowest_cosines(factor):
+    """D and T against scipy's multidimensional DCT, truncated."""
+    projection, x = LowFrequencyProjection("dct", factor), draw(2, 3, 12, 24)
+    spectrum = dctn(x.numpy(), axes=(-2, -1), norm="ortho")
+    kept = spectrum[..., : 12 // factor, : 24 // factor]
+    low = idctn(kept, axes=(-2, -1), norm="ortho") / factor
+    torch.testing.assert_close(projection.downsample(x), torch.from_numpy(low))
+    truncated = 0 * spectrum
+    truncated[..., : 12 // factor, : 24 // factor] = kept
+    torch.testing.assert_close(projection(x), torch.from_numpy(idctn(truncated, axes=(-2, -1), norm="ortho")))
+
+
+# --------------------------------------------------------------------------------------------------------------- laws
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize("name", ORTHOGONAL)
+def test_orthogonal_projections_are(name, factor):
+    """T is idempotent and self-adjoint, D∘U is the identity, and U is D's adjoint times factor²."""
+    projection = LowFrequencyProjection(name, factor)
+    matrix = as_matrix(projection, 12, 24 if factor == 3 else 8)
+    torch.testing.assert_close(matrix @ matrix, matrix)
+    torch.testing.assert_close(matrix.T, matrix)
+    low, x = draw(2, 3, 4, 2), draw(2, 3, 4 * factor, 2 * factor, seed=1)
+    torch.testing.assert_close(projection.downsample(projection.upsample(low)), low)
+    inner = (projection.downsample(x) * low).sum()
+    torch.testing.assert_close((x * projection.upsample(low)).sum(), factor**2 * inner)
+    kept, removed = projection(x), projection.complement(x)
+    torch.testing.assert_close((kept * removed).sum(), torch.zeros((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_bicubic_is_neither_idempotent_nor_self_adjoint(factor):
+    """What the documentation warns of is true, and by far more than rounding."""
+    matrix = as_matrix(LowFrequencyProjection("bicubic", factor), 12, 12)
+    assert (matrix @ matrix - matrix).norm() > 0.1 * matrix.norm()
+    assert (matrix - matrix.T).norm() > 0.05 * matrix.norm()
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+@pytest.mark.parametrize("factor", FACTORS)
+def test_constants_are_kept_and_nothing_is_lost(name, factor):
+    projection, constant = LowFrequencyProjection(name, factor), torch.full((1, 2, 12, 24), 0.7, dtype=torch.float64)
+    low = torch.full((1, 2, 12 // factor, 24 // factor), 0.7, dtype=torch.float64)
+    torch.testing.assert_close(projection.downsample(constant), low)
+    torch.testing.assert_close(projection.upsample(low), constant)
+    x = draw(2, 3, 12, 24)
+    torch.testing.assert_close(projection(x), projection.upsample(projection.downsample(x)))
+    torch.testing.assert_close(projection(x) + projection.complement(x), x)
+    if factor == 1:
+        torch.testing.assert_close(projection(x), x)
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_height_and_width_are_treated_alike(name):
+    """Transposing commutes with D, U and T, and every leading dimension is a batch dimension."""
+    projection, x = LowFrequencyProjection(name, 2), draw(2, 3, 4, 8, 12)
+    torch.testing.assert_close(projection(x.mT), projection(x).mT)
+    torch.testing.assert_close(projection.downsample(x)[1, 2], projection.downsample(x[1, 2]))
+    torch.testing.assert_close(projection.upsample(x)[1, 2, 3], projection.upsample(x[1, 2, 3]))
+
+
+# ------------------------------------------------------------------------------------------------ dtypes and gradients
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_floating_dtype_is_exact_to_its_own_rounding(name, dtype):
+    projection, x = LowFrequencyProjection(name, 4), draw(2, 3, 16, 8, dtype=dtype)
+    tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    for apply in (projection.downsample, projection.upsample):
+        result, exact = apply(x), apply(x.double())
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), exact, **tolerance)
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_autocast_does_not_reach_the_arithmetic(name):
+    projection, x = LowFrequencyProjection(name, 4), draw(2, 3, 16, 8, dtype=torch.float32)
+    expected = projection(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = projection(x)
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_gradients_are_right_in_both_modes(name):
+    projection, x = LowFrequencyProjection(name, 2), draw(1, 2, 4, 6).requires_grad_()
+    low = projection.downsample(x.detach()).requires_grad_()
+    assert torch.autograd.gradcheck(projection.downsample, x, check_forward_ad=True)
+    assert torch.autograd.gradcheck(projection.upsample, low, check_forward_ad=True)
+    tangent = draw(1, 2, 4, 6, seed=1)
+    value, derivative = torch.func.jvp(projection, (x.detach(),), (tangent,))
+    torch.testing.assert_close(value, projection(x.detach()))
+    torch.testing.assert_close(derivative, projection(tangent))  # T is linear: its own derivative
+
+
+# --------------------------------------------------------------------------------------------- compile, caches, modes
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_compiles_to_the_same_function(name):
+    torch._dynamo.reset()
+    projection, x = LowFrequencyProjection(name, 2), draw(1, 2, 4, 6, dtype=torch.float32)
+    compiled = torch.compile(projection.complement, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), projection.complement(x))
+
+
+def test_inference_mode_first_and_training_afterwards():
+    _matrices.cache_clear()
+    projection, x = LowFrequencyProjection("bicubic", 2), draw(1, 2, 4, 6)
+    with torch.inference_mode():
+        expected = projection(x).clone()
+    x.requires_grad_()
+    result = projection(x)
+    result.sum().backward()
+    assert torch.equal(result.detach(), expected)
+    assert torch.allclose(x.grad.sum(), torch.tensor(x.numel(), dtype=x.dtype))  # columns of T keep the mean
+
+
+def test_export_first_and_an_ordinary_run_afterwards():
+    """Tracing leaves no fake tensor in the cache of matrices."""
+
+    class Project(torch.nn.Module):
+        def forward(self, x):
+            return LowFrequencyProjection("bicubic", 2)(x)
+
+    _matrices.cache_clear()
+    x = draw(1, 2, 4, 6, dtype=torch.float32)
+    exported = torch.export.export(Project(), (x,), strict=False).module()
+    result = Project()(x)
+    assert type(result) is torch.Tensor
+    torch.testing.assert_close(exported(x), result)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lanczos", 4), r"`projection` must be one of \['bicubic', 'area', 'dct'\], got 'lanczos'"),
+        (("area", 0), "`factor` must be a positive integer, got 0"),
+        (("area", 2.0), "`factor` must be a positive integer, got 2.0"),
+        (("area", True), "`factor` must be a positive integer, got True"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LowFrequencyProjection(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (torch.zeros(1, 1, 6, 8), "`sample` must have a height and width divisible by the factor 4, got 6x8"),
+        (torch.zeros(1, 1, 8, 6), "`sample` must have a height and width divisible by the factor 4, got 8x6"),
+        (torch.zeros(8), r"`sample` must be a floating point tensor of shape \(..., height, width\)"),
+        (torch.zeros(8, 8, dtype=torch.uint8), "`sample` must be a floating point tensor .* got torch.uint8"),
+        ([[0.0]], "`sample` must be a floating point tensor .* got list"),
+    ],
+)
+def test_bad_samples_are_named(sample, message):
+    with pytest.raises(ValueError, match=message):
+        LowFrequencyProjection("bicubic", 4)(sample)
+
+
+def test_bad_low_is_named():
+    with pytest.raises(ValueError, match="`low` must be a floating point tensor"):
+        LowFrequencyProjection("bicubic", 4).upsample(torch.zeros(1, 2, 2, dtype=torch.long))
