@@ -12,6 +12,7 @@ optimal transport of the prior is the exception: it depends on the batch of each
 """
 
 import argparse
+import json
 import os
 import time
 from datetime import timedelta
@@ -234,7 +235,8 @@ def build_pipeline(args, cache_latents):
                 f"`{name}` must divide the size {height}x{width} of the latents"
                 + (f" after `factor` {factor}, got {prior_patch_size}." if name.startswith("prior") else f", got {p}.")
             )
-    torch.manual_seed(args.seed)  # initial weights only: every draw of the training is keyed
+    # The seed sets the initial weights only, of each network by itself: every draw of the training is keyed.
+    torch.manual_seed(args.seed)
     if transformer is None and args.train != "prior":
         transformer = LowFreqTransformer2DModel(
             sample_size=[height, width],
@@ -255,6 +257,7 @@ def build_pipeline(args, cache_latents):
             square = square + low.double().square().sum((0, 2, 3))
             count += low.numel() // channels
         mean = total / count
+        torch.manual_seed(args.seed)
         prior = LowFreqTransformer2DModel(
             sample_size=[height // factor, width // factor],
             patch_size=args.prior_patch_size,
@@ -415,11 +418,19 @@ def train(part, pipeline, cache, args):
         "mixed precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
     }
+    # What a run that took the last step measured is kept for one that only assembles the pipeline.
+    path = os.path.join(args.output_dir, f"{prefix}training.json")
     if step > first_step:
         facts |= {
             f"training loss, mean of the last {steps} steps": f"{mean_loss:.4f}",
             "wall time": f"{(time.monotonic() - started) / 60:.1f} min for steps {first_step + 1} to {step}",
         }
+        if accelerator.is_main_process:
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(facts, file, indent=1)
+    elif os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            facts = json.load(file)
     return facts
 
 

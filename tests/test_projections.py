@@ -33,9 +33,7 @@ def test_bicubic_is_the_antialiased_resize_of_torch(factor, channels):
     projection, x = LowFrequencyProjection("bicubic", factor), draw(2, channels, 12, 24)
     low = F.interpolate(x, (12 // factor, 24 // factor), mode="bicubic", antialias=True)
     torch.testing.assert_close(projection.downsample(x), low)
-    torch.testing.assert_close(
-        projection.upsample(low), F.interpolate(low, (12, 24), mode="bicubic", antialias=True)
-    )
+    torch.testing.assert_close(projection.upsample(low), F.interpolate(low, (12, 24), mode="bicubic", antialias=True))
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -164,7 +162,7 @@ def test_inference_mode_first_and_training_afterwards():
     result = projection(x)
     result.sum().backward()
     assert torch.equal(result.detach(), expected)
-    assert torch.allclose(x.grad.sum(), torch.tensor(x.numel(), dtype=x.dtype))  # columns of T keep the mean
+    assert torch.allclose(x.grad.sum(), torch.tensor(x.numel(), dtype=x.dtype))  # the rows of T sum to one
 
 
 def test_export_first_and_an_ordinary_run_afterwards():

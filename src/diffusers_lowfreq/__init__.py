@@ -14,6 +14,8 @@ from .schedulers import LowFreqFlowMatchScheduler
 
 __version__ = "0.1.0"
 
+HUB_ID = "diffusers-lowfreq/cifar10-32"  # where the shipped checkpoint will be published
+
 __all__ = [
     "LowFreqFlowMatchScheduler",
     "LowFreqPipeline",

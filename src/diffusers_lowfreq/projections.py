@@ -84,8 +84,8 @@ class LowFrequencyProjection:
     """
 
     def __init__(self, projection: str = "bicubic", factor: int = 4):
-        if projection not in _PAIRS:
-            raise ValueError(f"`projection` must be one of {list(_PAIRS)}, got {projection!r}.")
+        if projection not in PROJECTIONS:
+            raise ValueError(f"`projection` must be one of {list(PROJECTIONS)}, got {projection!r}.")
         if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
             raise ValueError(f"`factor` must be a positive integer, got {factor!r}.")
         self.projection = projection
@@ -97,9 +97,15 @@ class LowFrequencyProjection:
     def _apply(self, x: torch.Tensor, low_height: int, low_width: int, which: int) -> torch.Tensor:
         # Half precision is computed in float32 and rounded once at the end.
         dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-        along_height = _matrices(self.projection, low_height, self.factor, dtype, x.device)[which]
-        along_width = _matrices(self.projection, low_width, self.factor, dtype, x.device)[which]
-        return (along_height @ x.to(dtype) @ along_width.T).to(x.dtype)
+        # Traced calls (compile, export) build their own matrices: their fake tensors must not stay in the cache.
+        traced = torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
+        matrices = _matrices.__wrapped__ if traced else _matrices
+        along_height = matrices(self.projection, low_height, self.factor, dtype, x.device)[which]
+        along_width = matrices(self.projection, low_width, self.factor, dtype, x.device)[which]
+        if not torch.amp.is_autocast_available(x.device.type):
+            return (along_height @ x.to(dtype) @ along_width.T).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return (along_height @ x.to(dtype) @ along_width.T).to(x.dtype)
 
     def downsample(self, sample: torch.Tensor) -> torch.Tensor:
         """

@@ -203,12 +203,25 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
     ):
         super().__init__()
         for name in ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim"):
-            if not self.config[name] > 0:
-                raise ValueError(f"`{name}` must be positive, got {self.config[name]!r}.")
+            value = self.config[name]
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         if attention_head_dim % 4:
             raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {attention_head_dim}.")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"`num_classes` must be positive or None, got {num_classes!r}.")
+        if num_classes is not None and (
+            isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1
+        ):
+            raise ValueError(f"`num_classes` must be a positive integer or None, got {num_classes!r}.")
+        for name in ("mlp_ratio", "time_max_frequency"):
+            value = self.config[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
+        if (sample_mean is None) != (sample_std is None):
+            raise ValueError("`sample_mean` and `sample_std` must be given together.")
+        for name in ("sample_mean", "sample_std"):
+            value = self.config[name]
+            if value is not None and (not isinstance(value, (list, tuple)) or len(value) != in_channels):
+                raise ValueError(f"`{name}` must be a list of {in_channels} numbers, one a channel, got {value!r}.")
         dim = num_attention_heads * attention_head_dim
 
         self.proj_in = nn.Linear(in_channels * patch_size**2, dim)
@@ -273,13 +286,23 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
         Raises:
             ValueError: If an input does not fit the configuration.
         """
-        batch, channels, height, width = hidden_states.shape
         p = self.config.patch_size
-        if channels != self.config.in_channels or height % p or width % p:
+        if (
+            hidden_states.ndim != 4
+            or hidden_states.shape[1] != self.config.in_channels
+            or hidden_states.shape[2] % p
+            or hidden_states.shape[3] % p
+        ):
             raise ValueError(
-                f"`hidden_states` must have {self.config.in_channels} channels and sides divisible by {p}, got shape "
-                f"{tuple(hidden_states.shape)}."
+                f"`hidden_states` must be of shape (batch, {self.config.in_channels}, height, width) with sides "
+                f"divisible by {p}, got {tuple(hidden_states.shape)}."
             )
+        batch, channels, height, width = hidden_states.shape
+        for name, value in (("timestep", timestep), ("timestep_r", timestep_r), ("noise_ratio", noise_ratio)):
+            if value is not None and value.shape not in ((), (1,), (batch,)):
+                raise ValueError(f"`{name}` must be of shape () or ({batch},), got {tuple(value.shape)}.")
+        if class_labels is not None and class_labels.shape != (batch,):
+            raise ValueError(f"`class_labels` must be of shape ({batch},), got {tuple(class_labels.shape)}.")
         dtype = hidden_states.dtype
 
         condition = self.time_embed(timestep.expand(batch) / 1000, dtype)

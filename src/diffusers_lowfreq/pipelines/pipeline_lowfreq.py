@@ -2,7 +2,10 @@
 """Class-conditional and unconditional generation from a low-frequency prior."""
 
 import inspect
+import json
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,9 +82,11 @@ class LowFreqPipeline(DiffusionPipeline):
         vae: ModelMixin | None = None,
         prior: ModelMixin | None = None,
         prior_scheduler: SchedulerMixin | None = None,
-        id2label: dict[int, str] | None = None,
+        id2label: dict[int, str] | dict[str, str] | None = None,
     ):
         super().__init__()
+        if id2label is not None and not isinstance(id2label, dict):
+            raise ValueError(f"`id2label` must be a dict of class numbers and names, got {id2label!r}.")
         if prior is not None and prior_scheduler is None:
             prior_scheduler = FlowMatchEulerDiscreteScheduler()
         self.register_modules(
@@ -95,8 +100,23 @@ class LowFreqPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load a pipeline as `DiffusionPipeline.from_pretrained` does, from safetensors files only."""
+        """
+        Load a pipeline as `DiffusionPipeline.from_pretrained` does, from safetensors files only.
+
+        Raises:
+            ValueError: If a local folder lacks the subfolder of a component.
+            OSError: If a file of a component is missing or broken; it is named.
+        """
         kwargs.setdefault("use_safetensors", True)
+        index = Path(pretrained_model_name_or_path) / "model_index.json"
+        if index.is_file():
+            cls.load_config(str(index.parent))  # a broken file is reported by diffusers
+            for name, entry in json.loads(index.read_text(encoding="utf-8")).items():
+                if isinstance(entry, list) and entry[0] and name not in kwargs and not (index.parent / name).is_dir():
+                    raise ValueError(
+                        f"`pretrained_model_name_or_path` must hold a folder {name!r} with a {entry[1]}, as its "
+                        f"model_index.json says; {str(index.parent)!r} has none."
+                    )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @staticmethod
@@ -108,6 +128,18 @@ class LowFreqPipeline(DiffusionPipeline):
             return ratio
         channels = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
         return 2 ** (len(channels) - 1)
+
+    def _check_complete(self):
+        """Refuse to generate with a pipeline that was loaded in part."""
+        needed = ["transformer", "scheduler"] + ["prior_scheduler"] * (self.prior is not None)
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"`{name}` must be a component of the pipeline to generate, got None.")
+
+    @staticmethod
+    def _check_count(name: str, value: int):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
 
     def _check_schedulers(self):
         """Refuse a scheduler that cannot make the source, or a prior scheduler that is wrong from Gaussian noise."""
@@ -154,6 +186,8 @@ class LowFreqPipeline(DiffusionPipeline):
             class_labels = class_labels.tolist()
         if isinstance(class_labels, (int, str, np.integer)):
             class_labels = [class_labels]
+        if not isinstance(class_labels, (list, tuple, np.ndarray)) or np.ndim(class_labels) == 0:
+            raise ValueError(f"`class_labels` must be a class name or number or a list of them, got {class_labels!r}.")
         num_classes = getattr(self.transformer.config, "num_classes", None)
         if num_classes is None:
             raise ValueError("`class_labels` must not be given: this model is unconditional.")
@@ -193,17 +227,18 @@ class LowFreqPipeline(DiffusionPipeline):
     ):
         """Raise a `ValueError` that names the first argument of a call that is not allowed."""
         self._check_schedulers()
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("prior_num_inference_steps", prior_num_inference_steps),
-            ("num_images_per_prompt", num_images_per_prompt),
-        ):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        self._check_count("num_inference_steps", num_inference_steps)
+        self._check_count("prior_num_inference_steps", prior_num_inference_steps)
+        self._check_count("num_images_per_prompt", num_images_per_prompt)
         for name, value in (("guidance_scale", guidance_scale), ("prior_guidance_scale", prior_guidance_scale)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number from 0 on, got {value!r}.")
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+        if (
+            not isinstance(guidance_interval, (list, tuple))
+            or len(guidance_interval) != 2
+            or not all(isinstance(bound, (int, float)) for bound in guidance_interval)
+            or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
+        ):
             raise ValueError(f"`guidance_interval` must be two rising numbers in [0, 1], got {guidance_interval!r}.")
         if noise_ratio is not None:
             self.scheduler.check_noise_ratio(noise_ratio)
@@ -212,10 +247,10 @@ class LowFreqPipeline(DiffusionPipeline):
 
         factor = self.scheduler.config.factor
         for name, value in (("height", height), ("width", width)):
-            latent = value / self.vae_scale_factor if isinstance(value, (int, np.integer)) else 0.5
             prior_patch = self.prior.config.patch_size if self.prior is not None else 1
-            if value < 1 or latent % self.transformer.config.patch_size or latent % (factor * prior_patch):
-                step = self.vae_scale_factor * np.lcm(self.transformer.config.patch_size, factor * prior_patch)
+            step = self.vae_scale_factor * math.lcm(self.transformer.config.patch_size, factor * prior_patch)
+            is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not is_integer or value < 1 or value % step:
                 raise ValueError(
                     f"`{name}` must be a positive multiple of {step} (autoencoder, patches and factor), got {value!r}."
                 )
@@ -234,9 +269,12 @@ class LowFreqPipeline(DiffusionPipeline):
             if not isinstance(value, torch.Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
                 got = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value)
                 raise ValueError(f"`{name}` must be a floating point tensor of shape {shape}, got {got}.")
-        if isinstance(generator, (list, tuple)) and len(generator) != batch_size:
+        generators = generator if isinstance(generator, (list, tuple)) else [generator] * batch_size
+        is_generator = all(isinstance(g, torch.Generator) for g in generators) or generator is None
+        if not is_generator or len(generators) != batch_size:
+            got = len(generators) if is_generator else repr(generator)
             raise ValueError(
-                f"`generator` must be one generator or a list of {batch_size}, one per image, got {len(generator)}."
+                f"`generator` must be one `torch.Generator` or a list of {batch_size}, one per image, got {got}."
             )
         for name, names, allowed in (
             ("callback_on_step_end_tensor_inputs", callback_on_step_end_tensor_inputs, self._callback_tensor_inputs),
@@ -246,7 +284,7 @@ class LowFreqPipeline(DiffusionPipeline):
                 self._prior_callback_tensor_inputs,
             ),
         ):
-            if not all(n in allowed for n in names):
+            if not isinstance(names, (list, tuple)) or not all(n in allowed for n in names):
                 raise ValueError(f"`{name}` must be among {allowed}, got {names!r}.")
 
     # ------------------------------------------------------------------------------------------------ the two loops
@@ -346,13 +384,14 @@ class LowFreqPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Integrate the velocity of `model` over the grid of `scheduler`; both the prior and the flow run here."""
         name = "prior_latents" if stage == "prior" else "latents"
+        lowest, highest = torch.tensor(guidance_interval).tolist()  # rounded to float32, as the levels are
         with self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
                 sigma = float(scheduler.sigmas[i]) if guidance_interval != (0.0, 1.0) else 1.0
-                scale = guidance_scale() if guidance_interval[0] <= sigma <= guidance_interval[1] else 1.0
+                scale = guidance_scale() if lowest <= sigma <= highest else 1.0
                 guided = class_labels is not None and scale != 1.0
                 x, labels, inputs = latents, class_labels, condition
                 if guided:
@@ -506,17 +545,20 @@ class LowFreqPipeline(DiffusionPipeline):
         Raises:
             ValueError: If an argument is not allowed; it is named, with what is.
         """
-        for callback, names in (
-            (callback_on_step_end, "callback_on_step_end_tensor_inputs"),
-            (prior_callback_on_step_end, "prior_callback_on_step_end_tensor_inputs"),
-        ):
-            if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-                if names.startswith("prior"):
-                    prior_callback_on_step_end_tensor_inputs = callback.tensor_inputs
-                else:
-                    callback_on_step_end_tensor_inputs = callback.tensor_inputs
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if isinstance(prior_callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            prior_callback_on_step_end_tensor_inputs = prior_callback_on_step_end.tensor_inputs
 
         # 1. Check inputs
+        self._check_complete()
+        self._check_count("num_images_per_prompt", num_images_per_prompt)
+        for name, callback in (
+            ("callback_on_step_end", callback_on_step_end),
+            ("prior_callback_on_step_end", prior_callback_on_step_end),
+        ):
+            if callback is not None and not callable(callback):
+                raise ValueError(f"`{name}` must be callable, got {callback!r}.")
         sample_size = self.transformer.config.sample_size
         sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         height = sample_height * self.vae_scale_factor if height is None else height
@@ -525,12 +567,10 @@ class LowFreqPipeline(DiffusionPipeline):
         given = latents if latents is not None else prior_latents
         if ids is not None:
             batch_size = len(ids) * num_images_per_prompt
-        elif isinstance(given, torch.Tensor) and given.ndim == 4:
+        elif isinstance(given, torch.Tensor) and given.ndim == 4 and num_images_per_prompt == 1:
             batch_size = len(given)
         else:
             batch_size = num_images_per_prompt
-        if sigmas is not None:
-            num_inference_steps = len(sigmas)
         self.check_inputs(
             height,
             width,
@@ -565,7 +605,9 @@ class LowFreqPipeline(DiffusionPipeline):
         if self.scheduler.config.use_dynamic_shifting:
             tokens = latent_height * latent_width // self.transformer.config.patch_size**2
             mu = _calculate_shift(tokens, self.scheduler.config)
-        self.scheduler.set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
+        self.scheduler.set_timesteps(
+            num_inference_steps if sigmas is None else None, device=device, sigmas=sigmas, mu=mu
+        )
         self.scheduler.set_begin_index(0)
         self._num_timesteps = len(self.scheduler.timesteps)
 

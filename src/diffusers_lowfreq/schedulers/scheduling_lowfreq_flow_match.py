@@ -99,17 +99,26 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         noise_ratio_range: list[float] | None = None,
         solver_order: int = 1,
     ):
-        if not num_train_timesteps > 0:
-            raise ValueError(f"`num_train_timesteps` must be positive, got {num_train_timesteps!r}.")
+        if (
+            isinstance(num_train_timesteps, bool)
+            or not isinstance(num_train_timesteps, int)
+            or num_train_timesteps < 1
+        ):
+            raise ValueError(f"`num_train_timesteps` must be a positive integer, got {num_train_timesteps!r}.")
         if time_shift_type not in ("exponential", "linear"):
             raise ValueError(f"`time_shift_type` must be 'exponential' or 'linear', got {time_shift_type!r}.")
         if solver_order not in (1, 2):
             raise ValueError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
-        if shift_terminal is not None and not 0 < shift_terminal < 1:
+        if shift_terminal is not None and not (isinstance(shift_terminal, float) and 0 < shift_terminal < 1):
             raise ValueError(f"`shift_terminal` must be in (0, 1), got {shift_terminal!r}.")
         self.projection = LowFrequencyProjection(projection, factor)
         if noise_ratio_range is not None:
-            if len(noise_ratio_range) != 2 or not 0 <= noise_ratio_range[0] < noise_ratio_range[1] <= 1:
+            if (
+                not isinstance(noise_ratio_range, (list, tuple))
+                or len(noise_ratio_range) != 2
+                or not all(isinstance(bound, (int, float)) for bound in noise_ratio_range)
+                or not 0 <= noise_ratio_range[0] < noise_ratio_range[1] <= 1
+            ):
                 raise ValueError(
                     f"`noise_ratio_range` must be two increasing numbers in [0, 1], got {noise_ratio_range!r}."
                 )
@@ -190,10 +199,10 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 f"{tuple(upsampled.shape)}, got {tuple(noise.shape)}."
             )
         if isinstance(noise_ratio, torch.Tensor):
-            alpha = noise_ratio.to(noise.dtype).view(-1, *[1] * (noise.ndim - 1))
+            alpha = noise_ratio.float().view(-1, *[1] * (noise.ndim - 1))
         else:
             alpha = self.check_noise_ratio(self.config.noise_ratio if noise_ratio is None else noise_ratio)
-        return (1 - alpha) * upsampled + alpha * noise
+        return ((1 - alpha) * upsampled + alpha * noise).to(noise.dtype)
 
     def make_source_from_sample(
         self, sample: torch.Tensor, noise: torch.Tensor, noise_ratio: float | torch.Tensor | None = None
@@ -225,8 +234,8 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 diffusers'.
         """
         sigma = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps
-        sigma = sigma.view(-1, *[1] * (sample.ndim - 1)).to(sample.dtype)
-        return (1 - sigma) * sample + sigma * noise
+        sigma = sigma.view(-1, *[1] * (sample.ndim - 1))
+        return ((1 - sigma) * sample + sigma * noise).to(sample.dtype)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Do what [`~LowFreqFlowMatchScheduler.scale_noise`] does, in the argument order of older schedulers."""
@@ -245,8 +254,8 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
     def set_shift(self, shift: float):
         """Set the constant `shift` (a positive number) of the grids to come."""
-        if not shift > 0:
-            raise ValueError(f"`shift` must be positive, got {shift!r}.")
+        if isinstance(shift, bool) or not isinstance(shift, (int, float)) or not 0 < shift < math.inf:
+            raise ValueError(f"`shift` must be a positive number, got {shift!r}.")
         self._shift = shift
 
     def time_shift(self, mu: float, sigma: float, t: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
@@ -282,8 +291,8 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         """
         if sigmas is not None and timesteps is not None:
             raise ValueError("Pass `sigmas` or `timesteps`, not both.")
-        if self.config.use_dynamic_shifting and mu is None and timesteps is None:
-            raise ValueError("`mu` must be passed when `use_dynamic_shifting` is True.")
+        if self.config.use_dynamic_shifting and timesteps is None and not isinstance(mu, (int, float)):
+            raise ValueError(f"`mu` must be passed, a number, when `use_dynamic_shifting` is True, got {mu!r}.")
         given = sigmas if sigmas is not None else timesteps
         if given is None:
             if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, (int, np.integer)):
@@ -295,20 +304,22 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             name, top = (
                 ("sigmas", 1.0) if sigmas is not None else ("timesteps", float(self.config.num_train_timesteps))
             )
-            given = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given, dtype=np.float64)
+            try:
+                levels = torch.as_tensor(given, dtype=torch.float64, device="cpu").numpy()
+            except (TypeError, ValueError, RuntimeError):
+                levels = np.empty(0)
             if (
-                given.ndim != 1
-                or not len(given)
-                or not (0 < given[-1] and given[0] <= top and (np.diff(given) < 0).all())
+                levels.ndim != 1
+                or not len(levels)
+                or not (0 < levels[-1] and levels[0] <= top and (np.diff(levels) < 0).all())
             ):
+                raise ValueError(f"`{name}` must be strictly decreasing numbers in (0, {top:g}], got {given!r}.")
+            if num_inference_steps not in (None, len(levels)):
                 raise ValueError(
-                    f"`{name}` must be strictly decreasing numbers in (0, {top:g}], got {given.tolist()}."
+                    f"`num_inference_steps` must be the length of `{name}`, {len(levels)}, got "
+                    f"{num_inference_steps!r}."
                 )
-            if num_inference_steps not in (None, len(given)):
-                raise ValueError(
-                    f"`num_inference_steps` must be the length of `{name}`, {len(given)}, got {num_inference_steps!r}."
-                )
-            sigmas = given / top
+            sigmas = levels / top
         if timesteps is None:
             if self.config.use_dynamic_shifting:
                 sigmas = self.time_shift(mu, 1.0, sigmas)
@@ -351,10 +362,11 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             ValueError: If no timestep of the schedule is near `timestep`.
         """
         schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        distance = (schedule - torch.as_tensor(timestep, dtype=torch.float32, device=schedule.device)).abs()
+        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=schedule.device)
+        distance = (schedule - timestep.flatten()[:1]).abs()
         index = int(distance.argmin())
-        if distance[index] > 1e-3 * self.config.num_train_timesteps / len(schedule):
-            raise ValueError(f"`timestep` must be one of the schedule's {schedule.tolist()}, got {float(timestep)}.")
+        if timestep.numel() != 1 or not distance[index] <= 1e-3 * self.config.num_train_timesteps / len(schedule):
+            raise ValueError(f"`timestep` must be one of the schedule's {schedule.tolist()}, got {timestep.tolist()}.")
         return index
 
     # ------------------------------------------------------------------------------------------------ the step

@@ -19,6 +19,7 @@ ARGUMENTS = "training_args.json"
 # because every draw is keyed by the position in it; its total size is compared apart.
 _FREE = {
     "config",
+    "train",
     "output_dir",
     "cache_dir",
     "train_batch_size",
