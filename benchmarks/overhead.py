@@ -26,9 +26,7 @@ from diffusers_lowfreq.objectives import FlowMatching
 from diffusers_lowfreq.training import KeyedBatchSampler, LatentCache, load_images, machine_kind, uniform
 
 
-BASES = (
-    "from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DiffusionPipeline, ModelMixin, SchedulerMixin"
-)
+BASES = "from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DiffusionPipeline, ModelMixin, SchedulerMixin"
 
 
 def ratio(ours, bare, pairs: int, title: str) -> dict:
@@ -42,7 +40,11 @@ def ratio(ours, bare, pairs: int, title: str) -> dict:
         bare()
         ratios.append((middle - started) / (time.perf_counter() - middle))
     quartiles = statistics.quantiles(ratios, n=4)
-    return {"ratio": round(quartiles[1], 4), "quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)], "pairs": pairs}
+    return {
+        "ratio": round(quartiles[1], 4),
+        "quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
+        "pairs": pairs,
+    }
 
 
 @torch.no_grad()
@@ -59,7 +61,11 @@ def pipeline_call(pipe, pairs):
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     )
-    size, factor, channels = pipe.transformer.config.sample_size, pipe.scheduler.config.factor, pipe.transformer.config.in_channels
+    size, factor, channels = (
+        pipe.transformer.config.sample_size,
+        pipe.scheduler.config.factor,
+        pipe.transformer.config.in_channels,
+    )
     x = torch.randn(16, channels, *size)
     low = torch.randn(16, channels, size[0] // factor, size[1] // factor)
     timestep, classes = torch.full((16,), 500.0), torch.zeros(16, dtype=torch.long)
@@ -138,7 +144,9 @@ def loader_wait(pipe, batch_size, steps):
         for batch in loader:
             waited += time.perf_counter() - before
             sample = batch["sample"]
-            source = pipe.scheduler.make_source_from_sample(sample, torch.randn_like(sample), torch.full((len(sample),), 0.5))
+            source = pipe.scheduler.make_source_from_sample(
+                sample, torch.randn_like(sample), torch.full((len(sample),), 0.5)
+            )
             noise_ratio = {"noise_ratio": torch.full((len(sample),), 0.5)} if model.config.use_noise_ratio else {}
             objective(model, source, sample, **noise_ratio).mean().backward()
             model.zero_grad()

@@ -68,7 +68,16 @@ def parse_args(argv=None):
     parser.add_argument("--checkpoints_total_limit", type=int, default=2)
     parser.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or `latest`")
     parser.add_argument("--report_to", default=None)
-    return parse_with_config(parser, argv)
+    args = parse_with_config(parser, argv)
+
+    positive = "resolution latent_channels layers_per_block train_batch_size gradient_accumulation_steps "
+    positive += "max_train_steps num_validation_images checkpointing_steps checkpoints_total_limit"
+    for name in positive.split():
+        if getattr(args, name) < 1:
+            parser.error(f"argument --{name}: must be positive, got {getattr(args, name)}")
+    if not 0 <= args.equivariance_probability <= 1:
+        parser.error(f"argument --equivariance_probability: must be in [0, 1], got {args.equivariance_probability}")
+    return args
 
 
 class CoarseAutoencoder(torch.nn.Module):
@@ -105,9 +114,19 @@ def main(args):
         log_with=args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
     )
-    torch.manual_seed(args.seed)  # initial weights only: every draw of the training is keyed
+    levels = len(args.block_out_channels)
+    multiple = 2 ** (levels - 1) * (args.factor if args.equivariance_probability else 1)
+    if args.resolution % multiple:
+        raise ValueError(
+            f"`resolution` must be a multiple of {multiple} ({levels} levels, and `factor` {args.factor} of the "
+            f"equivariance term), got {args.resolution}."
+        )
     images = load_images(
-        args.dataset_name, args.train_data_dir, resolution=args.resolution, image_column=args.image_column
+        args.dataset_name,
+        args.train_data_dir,
+        resolution=args.resolution,
+        image_column=args.image_column,
+        label_column=None,
     )
     with accelerator.main_process_first():
         cache = LatentCache.build(images, None, args.cache_dir or f"{args.output_dir}/cache", progress=tqdm)
@@ -117,7 +136,7 @@ def main(args):
             f"`num_validation_images` must be below the {len(cache)} images, got {args.num_validation_images}."
         )
 
-    levels = len(args.block_out_channels)
+    torch.manual_seed(args.seed)  # initial weights only: every draw of the training is keyed
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,

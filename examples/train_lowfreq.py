@@ -551,7 +551,13 @@ def main(args):
         pipeline.to("cpu")
         if pipeline.transformer is not None:
             pipeline.save_pretrained(args.output_dir)
-            save_model_card(args.output_dir, repo_id, facts)
+            text, arguments = "", f"{list(pipeline.labels)[:4] or 'num_images_per_prompt=4'}, num_inference_steps=4"
+            if pipeline.prior is None:
+                text, arguments = (
+                    "There is no prior model: `low` is yours.",
+                    "prior_latents=low, num_inference_steps=4",
+                )
+            save_model_card(args.output_dir, repo_id, facts, text, arguments)
         else:
             pipeline.prior.save_pretrained(os.path.join(args.output_dir, "prior"))
         if args.push_to_hub:

@@ -106,10 +106,10 @@ def test_the_order_of_a_batch_is_the_order_asked_for(images, vae):
         assert batch["label"][k] == cache[entry]["label"] == images.labels[entry[0]]
 
 
-def test_worker_processes_serve_the_same_batches(images, vae):
+def test_a_worker_process_serves_the_same_batches(images, vae):
     cache = build(images, vae)
     options = {"batch_sampler": [[(3, True), (11, False)], [(16, False)]], "collate_fn": dict}
-    for here, there in zip(DataLoader(cache, **options), DataLoader(cache, num_workers=2, **options)):
+    for here, there in zip(DataLoader(cache, **options), DataLoader(cache, num_workers=1, **options)):
         torch.testing.assert_close(here, there, rtol=0, atol=0)
 
 

@@ -330,7 +330,9 @@ def test_integer_timesteps_are_refused(timestep):
         scheduler.step(draw(1, 1, 4, 4), timestep, draw(1, 1, 4, 4))
 
 
-@pytest.mark.parametrize("timestep", [640.0, torch.tensor(640.0), torch.tensor([1000.0, 500.0]), torch.ones(3) * 500, math.nan])
+@pytest.mark.parametrize(
+    "timestep", [640.0, torch.tensor(640.0), torch.tensor([1000.0, 500.0]), torch.ones(3) * 500, math.nan]
+)
 def test_timesteps_off_the_schedule_or_not_one_are_refused(timestep):
     scheduler = LowFreqFlowMatchScheduler()
     scheduler.set_timesteps(2)

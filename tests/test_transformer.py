@@ -214,17 +214,17 @@ def test_fused_projections_agree_and_can_be_undone():
     assert torch.equal(run(model), expected) and separate
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiles_to_one_graph(backend):
-    model = make_transformer(use_meanflow=True)
+def test_compiles_to_one_graph_that_fits_other_sizes():
+    model = make_transformer(num_layers=1, use_meanflow=True)
     inputs = {"class_labels": torch.tensor([0, 1]), "timestep_r": torch.tensor([100.0, 0.0])}
-    expected, other = run(model, **inputs), run(model, randn(2, 4, 4, 12), **inputs)
+    wide = randn(2, 4, 4, 12)
+    expected, other = run(model, **inputs), run(model, wide, **inputs)
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(2):
             torch.testing.assert_close(run(compiled, **inputs), expected)
-    torch.testing.assert_close(run(compiled, randn(2, 4, 4, 12), **inputs), other)
+    torch.testing.assert_close(run(compiled, wide, **inputs), other)
 
 
 def test_compiled_repeated_blocks_agree():
@@ -237,7 +237,7 @@ def test_compiled_repeated_blocks_agree():
 
 
 def test_compiled_training_gives_equal_gradients():
-    model = make_transformer()
+    model = make_transformer(num_layers=1)
     expected = gradients(model)
     torch.compiler.reset()
     model.compile(fullgraph=True, backend="aot_eager")

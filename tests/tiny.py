@@ -31,7 +31,9 @@ def randomize(module: torch.nn.Module, seed: int = 0, std: float = 0.15) -> torc
 def make_transformer(seed: int = 0, **config) -> LowFreqTransformer2DModel:
     tiny = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 2, "num_classes": 3}
     tiny |= {"num_attention_heads": 2, "attention_head_dim": 8} | config
-    return randomize(LowFreqTransformer2DModel(**tiny), seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return randomize(LowFreqTransformer2DModel(**tiny), seed)
 
 
 def make_prior(seed: int = 1, **config) -> LowFreqTransformer2DModel:
@@ -39,43 +41,45 @@ def make_prior(seed: int = 1, **config) -> LowFreqTransformer2DModel:
     return make_transformer(seed, **tiny | config)
 
 
+AUTOENCODERS = {
+    "kl": lambda: AutoencoderKL(
+        block_out_channels=[8, 8],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.4,
+        shift_factor=0.3,
+    ),
+    "tiny": lambda: AutoencoderTiny(
+        encoder_block_out_channels=[8, 8],
+        decoder_block_out_channels=[8, 8],
+        num_encoder_blocks=[1, 1],
+        num_decoder_blocks=[1, 1],
+        scaling_factor=0.8,
+    ),
+    "dc": lambda: AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=[8, 8],
+        decoder_block_out_channels=[8, 8],
+        encoder_layers_per_block=[1, 1],
+        decoder_layers_per_block=[1, 1],
+        encoder_qkv_multiscales=[[], []],
+        decoder_qkv_multiscales=[[], []],
+        scaling_factor=0.6,
+    ),
+}
+
+
 def make_autoencoder(kind: str = "kl", seed: int = 2) -> torch.nn.Module:
     """An autoencoder that halves the sides and has 4 latent channels."""
-    torch.manual_seed(seed)
-    if kind == "kl":
-        vae = AutoencoderKL(
-            block_out_channels=[8, 8],
-            down_block_types=["DownEncoderBlock2D"] * 2,
-            up_block_types=["UpDecoderBlock2D"] * 2,
-            latent_channels=4,
-            layers_per_block=1,
-            norm_num_groups=4,
-            scaling_factor=0.4,
-            shift_factor=0.3,
-        )
-    elif kind == "tiny":
-        vae = AutoencoderTiny(
-            encoder_block_out_channels=[8, 8],
-            decoder_block_out_channels=[8, 8],
-            num_encoder_blocks=[1, 1],
-            num_decoder_blocks=[1, 1],
-            scaling_factor=0.8,
-        )
-    else:
-        vae = AutoencoderDC(
-            latent_channels=4,
-            attention_head_dim=8,
-            encoder_block_types="ResBlock",
-            decoder_block_types="ResBlock",
-            encoder_block_out_channels=[8, 8],
-            decoder_block_out_channels=[8, 8],
-            encoder_layers_per_block=[1, 1],
-            decoder_layers_per_block=[1, 1],
-            encoder_qkv_multiscales=[[], []],
-            decoder_qkv_multiscales=[[], []],
-            scaling_factor=0.6,
-        )
-    return vae.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AUTOENCODERS[kind]().eval()
 
 
 def make_components(vae: str | None = "kl", **changes) -> dict:

@@ -34,6 +34,8 @@ def minibatch_optimal_transport(
         raise ValueError(
             f"`source` must have the shape of `sample`, {tuple(sample.shape)}, got {tuple(source.shape)}."
         )
+    if labels is not None and labels.shape != (len(sample),):
+        raise ValueError(f"`labels` must have shape ({len(sample)},), got {tuple(labels.shape)}.")
     cost = torch.cdist(sample.flatten(1).float(), source.flatten(1).float()).square().cpu()
     order = torch.empty(len(sample), dtype=torch.long)
     labels = torch.zeros(len(sample), dtype=torch.long) if labels is None else labels.cpu()

@@ -12,6 +12,7 @@ import torch
 
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
@@ -21,6 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoding import decode_latents
 from ..evaluation.flops import count_flops
+from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from .pipeline_output import LowFreqPipelineOutput
 
@@ -77,10 +79,11 @@ class LowFreqPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: ModelMixin,
+        # `from_pipe` hands a model on only if its very class stands here, a subclass of `ModelMixin` is not enough
+        transformer: LowFreqTransformer2DModel | ModelMixin,
         scheduler: LowFreqFlowMatchScheduler,
-        vae: ModelMixin | None = None,
-        prior: ModelMixin | None = None,
+        vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | ModelMixin | None = None,
+        prior: LowFreqTransformer2DModel | ModelMixin | None = None,
         prior_scheduler: SchedulerMixin | None = None,
         id2label: dict[int, str] | dict[str, str] | None = None,
     ):

@@ -133,6 +133,7 @@ class LatentCache(torch.utils.data.Dataset):
         if os.path.isfile(os.path.join(folder, INDEX)):
             return cls(folder)
         os.makedirs(folder, exist_ok=True)
+        temporary = f".{os.getpid()}.tmp"  # of this process alone: two runs may build the same cache at a time
         names, total, square, count, skipped = [], 0.0, 0.0, 0, 0
         starts = range(0, len(images), shard_size)
         for start in progress(starts) if progress is not None else starts:
@@ -144,8 +145,8 @@ class LatentCache(torch.utils.data.Dataset):
                 if shard is None:
                     skipped += len(rows)
                     continue
-                save_file(shard, path + ".tmp")
-                os.replace(path + ".tmp", path)
+                save_file(shard, path + temporary)
+                os.replace(path + temporary, path)
             shard = load_file(path)
             latents = shard["latents"].double()
             if shard["latents"].dtype == torch.uint8:
@@ -175,9 +176,9 @@ class LatentCache(torch.utils.data.Dataset):
             "resolution": images.resolution,
             "id2label": images.id2label,
         }
-        with open(os.path.join(folder, INDEX + ".tmp"), "w", encoding="utf-8") as file:
+        with open(os.path.join(folder, INDEX + temporary), "w", encoding="utf-8") as file:
             json.dump(index, file, indent=1)
-        os.replace(os.path.join(folder, INDEX + ".tmp"), os.path.join(folder, INDEX))
+        os.replace(os.path.join(folder, INDEX + temporary), os.path.join(folder, INDEX))
         return cls(folder)
 
 

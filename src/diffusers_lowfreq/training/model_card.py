@@ -17,7 +17,13 @@ def machine_kind() -> str:
     return f"CPU, {os.cpu_count()} cores, {platform.machine()}"
 
 
-def save_model_card(folder: str, repo_id: str, facts: dict[str, dict[str, object]], text: str = "") -> str:
+def save_model_card(
+    folder: str,
+    repo_id: str,
+    facts: dict[str, dict[str, object]],
+    text: str = "",
+    arguments: str = "num_images_per_prompt=4, num_inference_steps=4",
+) -> str:
     """
     Write `README.md` beside a pipeline.
 
@@ -30,6 +36,8 @@ def save_model_card(folder: str, repo_id: str, facts: dict[str, dict[str, object
             Tables: heading, then name and value of each row.
         text (`str`, *optional*):
             Paragraphs between the usage and the tables.
+        arguments (`str`, defaults to `"num_images_per_prompt=4, num_inference_steps=4"`):
+            The arguments of the call in the usage.
 
     Returns:
         `str`: The path of the card.
@@ -39,7 +47,7 @@ def save_model_card(folder: str, repo_id: str, facts: dict[str, dict[str, object
         "import diffusers_lowfreq  # pip install diffusers-lowfreq; makes the classes known to diffusers\n"
         "from diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{repo_id}")\n'
-        "images = pipe(num_images_per_prompt=4, num_inference_steps=4).images\n"
+        f"images = pipe({arguments}).images\n"
         "```"
     )
     parts = [

@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Write the figures of a results file into the README and the model card, between their `figures` marks.
+
+python benchmarks/tables.py --results benchmarks/results/cifar10-32.json README.md checkpoints/cifar10-32/README.md
+"""
+
+import argparse
+import json
+import re
+
+
+def table(result: dict) -> str:
+    lines = [
+        f"Measured by `benchmarks/evaluate.py` (seed {result['seed']}, {result['num_images']:,} images with the labels of as "
+        f"many test images, {result['machine']}, torch {result['torch']}). *Class named* is how often the grader, a "
+        f"classifier that is right on {result['grader_accuracy_on_real_test_images']:.1%} of the real test images, names the "
+        f"class asked for (chance: 10%). The distance is a Fréchet distance on that classifier's features against "
+        f"{result['reference']}; it is not an FID. *Generated* coarse latents come from the prior model, *true* ones from "
+        f"test images. The autoencoder alone reaches {result['autoencoder_psnr_db']:.2f} dB PSNR on "
+        f"{result['autoencoder_psnr_images']:,} test images.",
+        "",
+        "| coarse | prior steps | α | guidance | steps | effective NFE | class named | Fréchet distance |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        prior_steps = row["prior_steps"] if row["coarse"] == "generated" else "-"
+        lines.append(
+            f"| {row['coarse']} | {prior_steps} | {row['noise_ratio']:g} | {row['guidance_scale']:g} | {row['steps']} | "
+            f"{row['effective_nfe']:.2f} | {row['class_named']:.1%} | {row['frechet_distance']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", required=True)
+    parser.add_argument("files", nargs="+")
+    args = parser.parse_args()
+    with open(args.results, encoding="utf-8") as file:
+        figures = table(json.load(file))
+    for path in args.files:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        if "<!-- figures -->" not in text:
+            raise ValueError(f"`files`: {path} has no <!-- figures --> mark.")
+        block = f"<!-- figures -->\n{figures}\n<!-- /figures -->"
+        text = re.sub(r"<!-- figures -->.*?<!-- /figures -->", lambda _: block, text, flags=re.DOTALL)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    main()

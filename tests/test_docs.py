@@ -1,0 +1,147 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""What the documentation says is what the code does: snippets run, defaults and figures agree."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffusers_lowfreq
+from diffusers_lowfreq import LowFreqTransformer2DModel
+from diffusers_lowfreq.evaluation import count_flops
+from diffusers_lowfreq.models import SIZES
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def make_images(folder):
+    folder.mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def test_readme_python_runs_from_a_clone(tmp_path):
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    code = "\n".join(blocks("python"))
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "forward passes of the flow per image" in run.stdout
+    assert Image.open(tmp_path / "horse.png").size == Image.open(tmp_path / "horse-coarse.png").size == (32, 32)
+    assert (tmp_path / "my-model" / "model_index.json").is_file()
+
+
+def test_readme_training_line_runs(tmp_path):
+    (line,) = [b for b in blocks("bash") if b.startswith("accelerate launch")]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    make_images(tmp_path / "my_images")
+    small = "--max_train_steps 2 --prior_max_train_steps 2 --train_batch_size 2 --prior_train_batch_size 4"
+    small += " --transformer_size nano --prior_size nano --num_validation_images 2"
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", *line.split()[2:], *small.split()]
+    run = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out" / "pixels" / "model_index.json").is_file()
+
+
+def test_readme_make_targets_exist():
+    (commands,) = [b for b in blocks("bash") if b.startswith("make")]
+    for target in re.findall(r"^make (\S+)", commands, re.MULTILINE):
+        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_readme_links_exist():
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_readme_hub_id_is_the_constant():
+    assert "`HUB_ID`" in README and re.fullmatch(r"[\w.-]+/[\w.-]+", diffusers_lowfreq.HUB_ID)
+
+
+@pytest.mark.parametrize("file", ["README.md", "checkpoints/cifar10-32/README.md"])
+def test_figures_are_those_of_the_results_file(file):
+    """Every row of the figures table is a row of the JSON that the benchmark wrote."""
+    rows = json.loads((ROOT / "benchmarks/results/cifar10-32.json").read_text())["rows"]
+    known = {
+        (
+            r["coarse"],
+            r["steps"],
+            f"{r['effective_nfe']:.2f}",
+            f"{r['class_named']:.1%}",
+            f"{r['frechet_distance']:.2f}",
+        )
+        for r in rows
+    }
+    table = re.findall(
+        r"^\| (generated|true) \|.*\| (\d+) \| ([\d.]+) \| ([\d.]+%) \| ([\d.]+) \|$",
+        (ROOT / file).read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(table) >= 8
+    for coarse, steps, nfe, named, distance in table:
+        assert (coarse, int(steps), nfe, named, distance) in known
+
+
+def test_model_table_is_what_the_code_counts():
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", (ROOT / "docs/models.md").read_text(), re.MULTILINE)  # fmt: skip
+    assert [row[0] for row in rows] == list(SIZES)
+    for name, layers, width, heads, parameters, gflops in rows:
+        with torch.device("meta"):
+            model = LowFreqTransformer2DModel(sample_size=8, num_classes=1000, **SIZES[name])
+        size = model.config.num_attention_heads
+        assert (int(layers), int(width), int(heads)) == (model.config.num_layers, size * 64, size)
+        assert f"{model.num_parameters() / 1e6:.1f}" == parameters
+        assert f"{count_flops(model, (4, 8, 8)) / 1e9:.3f}" == gflops
+
+
+def public_callables():
+    from diffusers_lowfreq import autoencoding, couplings, evaluation, objectives, projections, training
+
+    seen = {}
+    for module in (diffusers_lowfreq, autoencoding, couplings, evaluation, objectives, projections, training):
+        for name, thing in vars(module).items():
+            if name.startswith("_") or not getattr(thing, "__module__", "").startswith("diffusers_lowfreq"):
+                continue
+            if inspect.isclass(thing):
+                seen[name] = (thing.__doc__, thing.__init__)
+                for method, function in vars(thing).items():
+                    function = getattr(function, "__func__", function)
+                    if inspect.isfunction(function) and (not method.startswith("_") or method == "__call__"):
+                        seen[f"{name}.{method}"] = (function.__doc__, inspect.unwrap(function))
+            elif inspect.isfunction(thing):
+                seen[name] = (thing.__doc__, thing)
+    return seen
+
+
+@pytest.mark.parametrize("name", sorted(public_callables()))
+def test_docstring_defaults_equal_the_signature(name):
+    documentation, function = public_callables()[name]
+    assert documentation, f"{name} has no docstring"
+    parameters = inspect.signature(function).parameters
+    for argument, default in re.findall(r"(\w+) \(`[^()]*(?:\([^()]*\)[^()]*)*defaults to `([^`]*)`\)", documentation):
+        assert argument in parameters, f"{name}: `{argument}` is not an argument"
+        actual = parameters[argument].default
+        assert str(actual) == default.strip('"') or eval(default) == actual, f"{name}: `{argument}` is {actual!r}"  # noqa: S307

@@ -1,0 +1,176 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""How saved pipelines are recorded, found and refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import make_pipeline, seeded
+
+from diffusers import AutoModel, DiffusionPipeline
+from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
+
+
+COMPONENTS = ["prior", "prior_scheduler", "scheduler", "transformer", "vae"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of the saved pipeline, to be damaged."""
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def run_python(code, cwd):
+    result = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_model_index_names_this_library_and_holds_no_list_but_components(saved):
+    index = json.loads((saved / "model_index.json").read_text())
+    assert index["_class_name"] == "LowFreqPipeline"
+    assert index["transformer"] == index["prior"] == ["diffusers_lowfreq", "LowFreqTransformer2DModel"]
+    assert index["scheduler"] == ["diffusers_lowfreq", "LowFreqFlowMatchScheduler"]
+    assert index["vae"] == ["diffusers", "AutoencoderKL"]
+    assert index["prior_scheduler"] == ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    assert sorted(name for name, value in index.items() if isinstance(value, list)) == COMPONENTS
+    assert not list(saved.rglob("*.bin")) and len(list(saved.rglob("*.safetensors"))) == 3
+
+
+def test_absent_components_are_recorded_as_such(tmp_path):
+    make_pipeline(None, prior=None).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["vae"] == index["prior"] == index["prior_scheduler"] == [None, None]
+    loaded = LowFreqPipeline.from_pretrained(tmp_path)
+    assert loaded.vae is None and loaded.prior is None and loaded.vae_scale_factor == 1
+
+
+def test_the_import_alone_lets_diffusers_find_the_pipeline(saved, tmp_path):
+    code = f"""
+import torch
+import diffusers_lowfreq
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(saved)!r})
+pipe.set_progress_bar_config(disable=True)
+assert type(pipe) is diffusers_lowfreq.LowFreqPipeline
+images = pipe(["dog", 2], generator=torch.Generator().manual_seed(0), output_type="pt").images
+torch.save(images, "images.pt")
+"""
+    run_python(code, tmp_path)
+    expected = make_pipeline()(["dog", 2], generator=seeded(), output_type="pt").images
+    torch.testing.assert_close(torch.load(tmp_path / "images.pt"), expected)
+
+
+def test_the_hub_check_of_custom_components_accepts_ours(saved):
+    # what `DiffusionPipeline.download` runs on a model_index.json before it fetches anything
+    from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
+
+    index = json.loads((saved / "model_index.json").read_text())
+    components = {name: value for name, value in index.items() if isinstance(value, list)}
+    files = [str(path.relative_to(saved)) for path in saved.rglob("*")]
+    custom, folders = _get_custom_components_and_folders("someone/some-model", components, files)
+    assert not custom and sorted(folders) == COMPONENTS
+
+
+def test_single_components_load_by_their_class_and_by_auto_model(saved):
+    expected = make_pipeline().transformer.state_dict()
+    for loader in (AutoModel, LowFreqTransformer2DModel):
+        model = loader.from_pretrained(str(saved), subfolder="transformer")
+        assert type(model) is LowFreqTransformer2DModel
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_no_warning_on_a_plain_load(saved, tmp_path):
+    code = f"from diffusers_lowfreq import LowFreqPipeline; LowFreqPipeline.from_pretrained({str(saved)!r})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    noise = [line for line in result.stderr.replace("\r", "\n").splitlines() if "Loading pipeline" not in line]
+    assert result.returncode == 0 and not [line for line in noise if "xpected" in line or "config attributes" in line]
+
+
+def test_the_import_pulls_in_nothing_optional(tmp_path):
+    bases = """
+import sys
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.callbacks import PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import PeftAdapterMixin
+"""
+    show = "\nprint(*sorted({name.split('.')[0] for name in sys.modules}))"
+    baseline = set(run_python(bases + show, tmp_path).split())
+    ours = set(run_python("import sys, diffusers_lowfreq" + show, tmp_path).split())
+    added = ours - baseline
+    assert added == {"diffusers_lowfreq"} | {name for name in added if name.startswith("__editable__")}
+
+
+# ---------------------------------------------------------------------------------------------------- broken folders
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    assert len(list(tmp_path.rglob("*.bin"))) == 3
+    with pytest.raises(OSError, match="safetensors"):
+        LowFreqPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("component", ["transformer", "prior", "vae"])
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])
+def test_truncated_weights_are_named(folder, component, keep):
+    file = folder / component / "diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(OSError, match=f"{component}/diffusion_pytorch_model.safetensors"):
+        LowFreqPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_missing_component_is_named(folder, component):
+    shutil.rmtree(folder / component)
+    with pytest.raises(ValueError, match=f"`pretrained_model_name_or_path` must hold a folder '{component}'"):
+        LowFreqPipeline.from_pretrained(str(folder))
+    given = {component: make_pipeline().components[component]}
+    assert LowFreqPipeline.from_pretrained(folder, **given).components[component] is given[component]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("content", [None, "{", ""])
+def test_a_missing_or_broken_configuration_is_named(folder, component, content):
+    file = folder / component / ("scheduler_config.json" if "scheduler" in component else "config.json")
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(OSError, match=f"{file.name} .*copy/{component}" if content is None else str(file)):
+        LowFreqPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("component", ["transformer", "prior", "vae"])
+def test_missing_weights_are_named(folder, component):
+    (folder / component / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(OSError, match=f"diffusion_pytorch_model.safetensors .*copy/{component}"):
+        LowFreqPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_missing_or_broken_index_is_named(folder, content):
+    file = folder / "model_index.json"
+    file.unlink() if content is None else file.write_text(content)
+    for loader in (LowFreqPipeline, DiffusionPipeline):
+        with pytest.raises(OSError, match="model_index.json"):
+            loader.from_pretrained(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    file = folder / "transformer" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"in_channels": 5}))
+    with pytest.raises(ValueError, match="proj_in.weight expected shape .*20.* got .*16"):
+        LowFreqPipeline.from_pretrained(folder)

@@ -1,0 +1,62 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""The package as it is installed."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import diffusers_lowfreq
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_wheel_installs_and_works_from_an_empty_folder(tmp_path):
+    """The wheel alone, put first on the path of a fresh process, builds, saves and loads a pipeline."""
+    # A copy, so that nothing is left in the tree
+    tree = tmp_path / "tree"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tree)], check=True)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(tree)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"diffusers_lowfreq-{diffusers_lowfreq.__version__}-")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "diffusers_lowfreq/py.typed" in names
+    assert not [n for n in names if not re.match(r"diffusers_lowfreq(-[\d.]+\.dist-info)?/", n)]
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(install, check=True)
+    code = f"""
+import sys
+sys.path.insert(0, {str(site)!r})
+import diffusers_lowfreq
+from diffusers import DiffusionPipeline
+from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
+assert diffusers_lowfreq.__file__.startswith({str(site)!r})
+small = dict(patch_size=1, in_channels=3, num_layers=1, num_attention_heads=1, attention_head_dim=8)
+pipe = LowFreqPipeline(
+    LowFreqTransformer2DModel(sample_size=8, **small),
+    LowFreqFlowMatchScheduler(factor=2),
+    prior=LowFreqTransformer2DModel(sample_size=4, **small),
+)
+pipe.save_pretrained("saved")
+pipe = DiffusionPipeline.from_pretrained("saved")
+assert type(pipe) is LowFreqPipeline
+assert pipe(num_images_per_prompt=2).images[1].size == (8, 8)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=empty, check=True)
+
+
+def test_version_has_one_home():
+    """The version is read from the package by setup.py and is written nowhere else."""
+    version = re.escape(diffusers_lowfreq.__version__)
+    files = subprocess.run(
+        ["git", "grep", "-lE", rf"version.*{version}"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
+    assert set(files.split()) <= {"src/diffusers_lowfreq/__init__.py"}

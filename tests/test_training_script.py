@@ -1,0 +1,591 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""`examples/train_lowfreq.py`: what a run leaves behind, and that one trajectory comes out however it is cut up."""
+
+import glob
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file
+from scripts import CLASSES, EXAMPLES, load_script, make_folder, make_vae, run_process, workplace
+
+from diffusers_lowfreq import LowFreqPipeline
+from diffusers_lowfreq.evaluation import count_flops
+from diffusers_lowfreq.models import SIZES
+from diffusers_lowfreq.training import LatentCache
+
+
+pytestmark = pytest.mark.usefixtures(workplace.__name__)
+
+script = load_script("train_lowfreq")
+
+MODEL = "diffusion_pytorch_model.safetensors"
+DEFAULTS = {
+    "train_data_dir": "images",
+    "output_dir": "out",
+    "resolution": 16,
+    "transformer_size": "nano",
+    "prior_size": "nano",
+    "patch_size": 4,
+    "train_batch_size": 8,
+    "prior_train_batch_size": 8,
+    "max_train_steps": 4,
+    "prior_max_train_steps": 4,
+    "lr_warmup_steps": 1,
+    "num_validation_images": 2,
+}
+
+
+@pytest.fixture
+def images(workplace, monkeypatch):
+    """Eighteen images in three classes; the smallest network is made smaller still."""
+    monkeypatch.setitem(SIZES, "nano", {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8})
+    return make_folder(workplace / "images")
+
+
+def command_line(**options) -> list[str]:
+    line = []
+    for key, value in (DEFAULTS | options).items():
+        if isinstance(value, bool):
+            line.append(f"--{key}" if value else f"--no-{key}")
+        elif value is not None:
+            line += [f"--{key}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return line
+
+
+def train(**options):
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    script.main(script.parse_args(command_line(**options)))
+
+
+def weights(path: str) -> dict[str, torch.Tensor]:
+    return load_file(os.path.join(path, MODEL))
+
+
+def assert_same(actual, expected, rtol=0.0, atol=0.0):
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def differ(a, b) -> bool:
+    return any(not torch.equal(a[k], b[k]) for k in a)
+
+
+def state(checkpoint: str) -> dict:
+    """Everything that a checkpoint says about where the run is."""
+    name = "prior" if os.path.basename(checkpoint).startswith("prior") else "transformer"
+    found = {folder: weights(os.path.join(checkpoint, folder)) for folder in (name, f"{name}_ema")}
+    for file in ("optimizer.bin", "custom_checkpoint_0.pkl"):
+        found[file] = torch.load(os.path.join(checkpoint, file), weights_only=False)
+    with open(os.path.join(checkpoint, f"{name}_ema", "config.json")) as file:
+        found["ema steps"] = json.load(file)["optimization_step"]
+    return found
+
+
+def table(folder: str = "out") -> dict[str, dict[str, str]]:
+    """The tables of a model card."""
+    sections, name = {}, None
+    with open(os.path.join(folder, "README.md")) as file:
+        for line in file.read().splitlines():
+            if line.startswith("## "):
+                name = line[3:]
+                sections[name] = {}
+            elif name and (row := re.fullmatch(r"\| (.+) \| (.+) \|", line)):
+                sections[name][row[1]] = row[2]
+    return sections
+
+
+# --------------------------------------------------------------------------------------------------- what a run leaves
+
+
+@pytest.mark.parametrize("space", ["pixels", "latents"])
+def test_a_run_leaves_a_pipeline_that_generates_and_a_true_card(workplace, images, space):
+    options = {}
+    if space == "latents":
+        make_vae(workplace / "vae")
+        options = {"pretrained_vae_model_name_or_path": "vae", "patch_size": 2, "factor": 2}
+    (images / "red" / "damaged.png").write_bytes(b"no")
+    train(max_skipped_images=0.1, report_to="tensorboard", logging_steps=2, validation_steps=2, **options)
+    assert sorted(os.listdir("out")) == sorted(
+        ["README.md", "cache", "checkpoint-4", "logs", "model_index.json", "prior", "prior-checkpoint-4"]
+        + ["prior-training.json", "prior_scheduler", "samples", "scheduler", "training.json", "transformer"]
+        + (["vae"] if space == "latents" else [])
+    )
+    for part in ("prior", "flow"):
+        for step in (2, 4):
+            with Image.open(f"out/samples/{part}-{step:06d}-generated-coarse-steps-1-2-4-8.png") as grid:
+                assert grid.size == (2 * 16, 4 * 16)
+        assert glob.glob(f"out/logs/train_{part}/**/events*", recursive=True)
+
+    pipe = LowFreqPipeline.from_pretrained("out")
+    assert sorted(pipe.labels) == CLASSES and (pipe.vae is None) == (space == "pixels")
+    kwargs = {"num_inference_steps": 2, "output_type": "np"}
+    generator = torch.Generator().manual_seed(0)
+    first = pipe(["red", 0], guidance_scale=2.0, generator=generator, **kwargs).images
+    assert first.shape == (2, 16, 16, 3) and np.isfinite(first).all()
+
+    card = table()
+    cache = LatentCache(glob.glob("out/cache/*")[0])
+    assert card["Data"] == {
+        "images": f"{len(cache)} of images",
+        "unreadable and skipped": "1",
+        "resolution": "16",
+        "mirrored": "True",
+        "classes": "3",
+    }
+    assert card["Source"] == {k: str(pipe.scheduler.config[k]) for k in card["Source"]}
+    for part, model in (("prior", pipe.prior), ("flow", pipe.transformer)):
+        rows = card[f"Training of the {part}"]
+        shape = (model.config.in_channels, *model.config.sample_size)
+        assert rows["parameters"] == f"{sum(p.numel() for p in model.parameters()):,}"
+        assert rows["FLOPs of a forward pass for one image"] == f"{count_flops(model, shape):,}"
+        assert (rows["steps"], rows["global batch"], rows["processes"]) == ("4", "8", "1")
+    assert card["Environment"]["torch"] == torch.__version__ and card["Environment"]["seed"] == "0"
+
+    # The network saved is the averaged one, the coarse statistics are those of D(x), the latents reach it at unit scale.
+    assert_same(dict(pipe.transformer.state_dict()), weights("out/checkpoint-4/transformer_ema"))
+    assert_same(dict(pipe.prior.state_dict()), weights("out/prior-checkpoint-4/prior_ema"))
+    sample = cache.__getitems__([(i, False) for i in range(len(cache))])["sample"]
+    if space == "latents":
+        mean, std = (torch.tensor(pipe.vae.config[k]).view(-1, 1, 1) for k in ("latents_mean", "latents_std"))
+        assert_same([pipe.vae.config.latents_mean], [cache.mean])
+        sample = (sample - mean) / std
+    low = pipe.scheduler.projection.downsample(sample)
+    assert_same(torch.tensor(pipe.prior.config.sample_mean), low.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert_same(torch.tensor(pipe.prior.config.sample_std), low.std((0, 2, 3), correction=0), rtol=1e-4)
+
+
+def test_the_usage_in_the_card_runs(workplace, images):
+    train()
+    with open("out/README.md") as file:
+        usage = re.search(r"```py\n(.*?)```", file.read(), re.DOTALL)[1]
+    assert "['blue', 'green', 'red']" in usage
+    namespace = {}
+    exec(usage, namespace)
+    assert [image.size for image in namespace["images"]] == [(16, 16)] * 3
+
+
+def test_a_flow_without_a_prior_says_so(workplace, images):
+    train(train="flow", conditional=False)
+    assert os.listdir("out/samples") == ["flow-000004-true-coarse-steps-1-2-4-8.png"]
+    with open("out/README.md") as file:
+        usage = re.search(r"```py\n(.*?)```", file.read(), re.DOTALL)[1]
+    namespace = {"low": torch.zeros(1, 3, 4, 4)}
+    exec(usage, namespace)
+    assert len(namespace["images"]) == 1 and namespace["pipe"].prior is None
+
+
+def test_the_prior_and_the_flow_can_be_trained_apart(workplace, images):
+    train(train="prior", output_dir="first")
+    assert not os.path.exists("first/model_index.json")
+    flow = {"train": "flow", "pretrained_prior_model_name_or_path": "first/prior", "prior_size": None}
+    train(**flow, output_dir="second", cache_dir="first/cache")
+    train(output_dir="both", cache_dir="first/cache")
+    assert_same(weights("second/prior"), weights("first/prior"))
+    for name in ("prior", "transformer"):
+        assert_same(weights(f"second/{name}"), weights(f"both/{name}"))
+    LowFreqPipeline.from_pretrained("second")("red", num_inference_steps=1)
+
+
+def test_runs_that_trained_apart_in_one_folder_are_assembled(workplace, images):
+    train(output_dir="both")
+    for part in ("prior", "flow"):
+        train(train=part)
+    train(resume_from_checkpoint="latest")
+    for name in ("prior", "transformer"):
+        assert_same(weights(f"out/{name}"), weights(f"both/{name}"))
+    for part in ("prior", "flow"):  # the facts are those of the runs that trained
+        facts = [table(folder)[f"Training of the {part}"] for folder in ("out", "both")]
+        assert all(f.pop("wall time").endswith("for steps 1 to 4") for f in facts) and facts[0] == facts[1]
+    LowFreqPipeline.from_pretrained("out")("red", num_inference_steps=1)
+
+
+def test_the_script_runs_from_an_empty_folder(workplace):
+    make_folder(workplace / "images")
+    output = run_process(EXAMPLES / "train_lowfreq.py", *command_line(max_train_steps=2), cwd=workplace)
+    assert "100%" in output and "loss=" in output and "images_per_second=" in output
+    LowFreqPipeline.from_pretrained("out")("green", num_inference_steps=1)
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("part", ["prior", "flow", "both"])
+def test_a_resumed_run_is_the_same_run(workplace, images, part):
+    options = {"train": part, "max_train_steps": 6, "prior_max_train_steps": 6, "checkpointing_steps": 3}
+    train(**options)
+    last = {name: state(name) for name in glob.glob("out/*checkpoint-6")}
+    final = {name: weights(name) for name in ("out/prior", "out/transformer") if os.path.exists(f"{name}/{MODEL}")}
+    assert len(last) == len(final) == (2 if part == "both" else 1)
+    for path in [*last, *final]:
+        shutil.rmtree(path)
+    if part == "both":  # killed while the prior trained: the flow had not begun
+        shutil.rmtree("out/checkpoint-3")
+    os.makedirs("out/.checkpoint-9.tmp")  # killed while it saved
+    train(**options, resume_from_checkpoint="latest")
+    for path, expected in last.items():
+        assert_same(state(path), expected)
+    for path, expected in final.items():
+        assert_same(weights(path), expected)
+
+
+def test_resuming_goes_on_from_the_newest_checkpoint_of_each_network(workplace, images, caplog):
+    options = {"max_train_steps": 12, "prior_max_train_steps": 12, "checkpointing_steps": 2}
+    train(**options)
+    before = {path: os.stat(path).st_mtime_ns for path in glob.glob("out/*checkpoint-*")}
+    expected = state("out/checkpoint-12")
+    shutil.rmtree("out/checkpoint-12")
+    for resume in ("latest", "out/checkpoint-10", "out/prior-checkpoint-12"):
+        train(**options, resume_from_checkpoint=resume)
+        assert_same(state("out/checkpoint-12"), expected)
+        shutil.rmtree("out/checkpoint-12")
+    kept = {path: os.stat(path).st_mtime_ns for path in glob.glob("out/*checkpoint-*")}
+    assert kept == {path: time for path, time in before.items() if path != "out/checkpoint-12"}  # none written again
+
+
+def test_an_earlier_checkpoint_can_be_named(workplace, images):
+    train(train="flow", checkpointing_steps=1)
+    expected = state("out/checkpoint-4")
+    for step in (2, 3, 4):
+        shutil.rmtree(f"out/checkpoint-{step}")
+    shutil.copytree("out/checkpoint-1", "out/checkpoint-3")  # not to be taken
+    train(train="flow", checkpointing_steps=1, resume_from_checkpoint="out/checkpoint-1")
+    assert_same(state("out/checkpoint-4"), expected)
+
+
+def test_latest_without_a_checkpoint_starts_anew(workplace, images):
+    train(train="prior", resume_from_checkpoint="latest")
+    train(train="prior", output_dir="other")
+    assert_same(state("out/prior-checkpoint-4"), state("other/prior-checkpoint-4"))
+
+
+def test_old_checkpoints_of_each_network_are_pruned(workplace, images):
+    train(checkpointing_steps=1, checkpoints_total_limit=2)
+    found = sorted(os.path.basename(path) for path in glob.glob("out/*checkpoint-*"))
+    assert found == ["checkpoint-3", "checkpoint-4", "prior-checkpoint-3", "prior-checkpoint-4"]
+
+
+def test_a_resumed_run_may_be_split_in_another_way(workplace, images):
+    options = {"train": "flow", "max_train_steps": 6, "checkpointing_steps": 3}
+    train(**options, train_batch_size=4, gradient_accumulation_steps=2)
+    expected = state("out/checkpoint-6")
+    shutil.rmtree("out/checkpoint-6")
+    again = {"train_batch_size": 2, "gradient_accumulation_steps": 4, "resume_from_checkpoint": "latest"}
+    train(**options, **again)
+    actual = state("out/checkpoint-6")
+    for key in ("transformer", "transformer_ema"):
+        assert_same(actual[key], expected[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"learning_rate": 1e-4}, "learning_rate: 0.0005 -> 0.0001"),
+        ({"max_train_steps": 5}, "max_train_steps: 4 -> 5"),
+        ({"noise_ratio": 0.4}, "noise_ratio: 0.5 -> 0.4"),
+        ({"train_batch_size": 4}, "global_batch_size: 8 -> 4"),
+        ({"seed": 1}, "seed: 0 -> 1"),
+    ],
+)
+def test_resuming_with_another_configuration_is_refused_by_name(workplace, images, change, named):
+    train(train="flow", max_train_steps=4)
+    with pytest.raises(ValueError, match=re.escape(named)):
+        train(train="flow", resume_from_checkpoint="latest", **change)
+
+
+@pytest.mark.parametrize("path", ["out", "out/checkpoint-7", "nowhere/checkpoint-4"])
+def test_what_is_no_checkpoint_is_refused(workplace, images, path):
+    os.makedirs("out/checkpoint-7")
+    with pytest.raises(ValueError, match=f"`resume_from_checkpoint`.*{path}"):
+        train(train="flow", resume_from_checkpoint=path)
+
+
+# -------------------------------------------------------------------------------------------------------- equivalences
+
+
+@pytest.mark.parametrize("lr_scheduler", ["constant", "cosine"])
+def test_batch_8_is_accumulation_of_4_times_2(workplace, images, lr_scheduler):
+    options = {"lr_scheduler": lr_scheduler, "prior_coupling": "independent", "noise_ratio_range": (0.3, 0.8)}
+    for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
+        split = {"train_batch_size": batch, "prior_train_batch_size": batch}
+        train(**options, **split, gradient_accumulation_steps=accumulation, output_dir=f"out{batch}")
+    for batch in (4, 2):
+        for checkpoint in ("checkpoint-4", "prior-checkpoint-4"):
+            actual, expected = state(f"out{batch}/{checkpoint}"), state(f"out8/{checkpoint}")
+            for key in ("transformer", "transformer_ema", "prior", "prior_ema"):
+                if key in expected:
+                    assert_same(actual[key], expected[key], rtol=1e-3, atol=2e-6)
+            assert actual["custom_checkpoint_0.pkl"] == expected["custom_checkpoint_0.pkl"]
+    assert table("out2")["Training of the flow"]["global batch"] == "8"
+
+
+def launch_two_processes(workplace, **options):
+    launcher = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launcher += " --dynamo_backend no --main_process_port 0"
+    line = command_line(**options, train_batch_size=4, prior_train_batch_size=4, output_dir="two")
+    run_process(*launcher.split(), EXAMPLES / "train_lowfreq.py", *line, cwd=workplace)
+
+
+def assert_one_process_does_the_same(**options):
+    train(**options, output_dir="one")
+    for checkpoint in glob.glob("*checkpoint-*", root_dir="one"):
+        actual, expected = state(f"two/{checkpoint}"), state(f"one/{checkpoint}")
+        for key in ("transformer", "transformer_ema", "prior", "prior_ema"):
+            if key in expected:
+                assert_same(actual[key], expected[key], rtol=1e-3, atol=2e-6)
+        assert actual["custom_checkpoint_0.pkl"] == expected["custom_checkpoint_0.pkl"]
+    for name in ("prior", "transformer"):
+        assert_same(weights(f"two/{name}"), weights(f"one/{name}"), rtol=1e-3, atol=2e-6)
+    assert table("two")["Training of the flow"]["global batch"] == "8"
+    assert table("two")["Training of the flow"]["processes"] == "2"
+
+
+def test_two_processes_are_one_with_twice_the_batch(workplace):
+    make_folder(workplace / "images")
+    options = {"prior_coupling": "independent", "noise_ratio_range": (0.3, 0.8), "max_train_steps": 3}
+    launch_two_processes(workplace, **options)
+    assert_one_process_does_the_same(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lr_scheduler", ["constant", "linear"])
+def test_two_processes_with_accumulation_and_latents_are_one(workplace, lr_scheduler):
+    make_folder(workplace / "images")
+    make_vae(workplace / "vae")
+    options = {"lr_scheduler": lr_scheduler, "prior_coupling": "independent"}
+    options |= {"pretrained_vae_model_name_or_path": "vae", "patch_size": 2, "gradient_checkpointing": True}
+    accumulation = {"gradient_accumulation_steps": 2}
+    launch_two_processes(workplace, **options, **accumulation)
+    one = {"train_batch_size": 16, "prior_train_batch_size": 16}
+    train(**options, **one, output_dir="one")
+    for name in ("prior", "transformer"):
+        assert_same(weights(f"two/{name}"), weights(f"one/{name}"), rtol=1e-3, atol=2e-6)
+
+
+def test_what_does_not_concern_the_trajectory_does_not_touch_it(workplace, images):
+    train()
+    train(
+        output_dir="other",
+        cache_dir="elsewhere",
+        cache_batch_size=5,
+        dataloader_num_workers=1,
+        logging_steps=1,
+        validation_steps=1,
+        num_validation_images=3,
+        validation_guidance_scale=1.0,
+        checkpointing_steps=1,
+        gradient_checkpointing=True,
+    )
+    assert_same(weights("other/transformer"), weights("out/transformer"), rtol=1e-5, atol=1e-7)
+    assert_same(weights("other/prior"), weights("out/prior"), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "part, options",
+    [
+        ("flow", {"time_sampling": "logit_normal"}),
+        ("flow", {"noise_ratio": 0.4}),
+        ("flow", {"projection": "dct"}),
+        ("flow", {"factor": 2}),
+        ("flow", {"label_dropout": 0.9}),
+        ("flow", {"random_flip": False}),
+        ("flow", {"seed": 1}),
+        ("flow", {"learning_rate": 1e-4}),
+        ("flow", {"adam_beta1": 0.5}),
+        ("flow", {"adam_beta2": 0.5}),
+        ("flow", {"adam_weight_decay": 0.5}),
+        ("flow", {"adam_epsilon": 1e-2}),
+        ("flow", {"max_grad_norm": 0.01, "adam_epsilon": 1e-2}),
+        ("flow", {"lr_scheduler": "constant"}),
+        ("flow", {"lr_warmup_steps": 3}),
+        ("flow", {"ema_decay": 0.05}),
+        ("flow", {"use_ema": False}),
+        ("flow", {"mixed_precision": "bf16"}),
+        ("prior", {"prior_coupling": "independent"}),
+        ("prior", {"prior_learning_rate": 1e-4}),
+        ("prior", {"prior_train_batch_size": 4}),
+        ("prior", {"label_dropout": 0.9}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
+)
+def test_what_concerns_the_trajectory_changes_it(workplace, images, part, options):
+    """No option is ignored: `max_grad_norm` is looked at beside an epsilon, since Adam alone would undo it."""
+    name = "prior" if part == "prior" else "transformer"
+    base = {"adam_epsilon": options["adam_epsilon"]} if len(options) > 1 else {}
+    for output_dir, changes in (("base", base), ("changed", options)):
+        train(
+            train=part, output_dir=output_dir, cache_dir="cache", max_train_steps=3, prior_max_train_steps=3, **changes
+        )
+    path = "{}/prior" if part == "prior" else "{}/transformer"
+    changed = weights(path.format("changed"))
+    assert all(v.dtype == torch.float32 and v.isfinite().all() for v in changed.values())
+    assert differ(weights(path.format("base")), changed), name
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+def test_a_range_of_noise_ratios_is_trained_and_accepted(workplace, images):
+    train(noise_ratio_range=(0.3, 0.8))
+    pipe = LowFreqPipeline.from_pretrained("out")
+    assert pipe.transformer.config.use_noise_ratio
+    assert differ(
+        {k: v for k, v in pipe.transformer.state_dict().items() if "noise_ratio.linear_2" in k},
+        {k: torch.zeros_like(v) for k, v in pipe.transformer.state_dict().items()},
+    )
+    pipe("red", noise_ratio=0.35, num_inference_steps=1)
+    with pytest.raises(ValueError, match="`noise_ratio`"):
+        pipe("red", noise_ratio=0.9)
+
+
+def test_an_unconditional_run_ignores_the_labels(workplace, images):
+    train(conditional=False)
+    pipe = LowFreqPipeline.from_pretrained("out")
+    assert pipe.transformer.config.num_classes is pipe.prior.config.num_classes is None and not pipe.labels
+    assert table()["Data"]["classes"] == "None"
+    assert len(pipe(num_images_per_prompt=2, num_inference_steps=1).images) == 2
+
+
+def test_fine_tuning_starts_from_the_pipeline(workplace, images):
+    make_vae(workplace / "vae")
+    train(pretrained_vae_model_name_or_path="vae", patch_size=2, factor=2, noise_ratio=0.4)
+    given = dict.fromkeys(("transformer_size", "prior_size", "patch_size"))
+    still = {"learning_rate": 0.0, "prior_learning_rate": 0.0}
+    train(pretrained_model_name_or_path="out", output_dir="same", **given, **still)
+    for name in ("prior", "transformer", "vae"):
+        assert_same(weights(f"same/{name}"), weights(f"out/{name}"))
+    for file in ("scheduler/scheduler_config.json", "vae/config.json", "prior/config.json", "transformer/config.json"):
+        configs = [json.load(open(f"{folder}/{file}")) for folder in ("out", "same")]
+        assert len({json.dumps({k: c[k] for k in c if k != "_name_or_path"}, sort_keys=True) for c in configs}) == 1
+    train(pretrained_model_name_or_path="out", output_dir="tuned", **given, train="flow")
+    assert_same(weights("tuned/prior"), weights("out/prior"))
+    assert differ(weights("tuned/transformer"), weights("out/transformer"))
+
+
+def test_fine_tuning_on_other_classes_is_refused(workplace, images):
+    train(max_train_steps=1, prior_max_train_steps=1)
+    given = dict.fromkeys(("transformer_size", "prior_size", "patch_size"))
+    given["pretrained_model_name_or_path"] = "out"
+    os.rename("images/blue", "images/violet")
+    with pytest.raises(ValueError, match="`label_column`.*violet"):
+        train(**given, output_dir="again")
+    os.makedirs("flat")
+    shutil.copy(glob.glob("images/red/*")[0], "flat/a.png")
+    with pytest.raises(ValueError, match="`label_column`.*got -1"):
+        train(**given, train_data_dir="flat", output_dir="again")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"patch_size": 3}, "`patch_size` must divide the size 16x16"),
+        ({"factor": 3}, "`factor` must divide the size 16x16"),
+        (
+            {"prior_patch_size": 3},
+            "`prior_patch_size` must divide the size 16x16 of the latents after `factor` 4, got 3",
+        ),
+        ({"train_data_dir": None}, "exactly one of `dataset_name`"),
+        ({"train_data_dir": "nowhere"}, "`train_data_dir` 'nowhere' does not exist"),
+        ({"label_column": "colour"}, "`label_column` must be one of"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_refused_by_name(workplace, images, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(**options)
+    assert not glob.glob("out/*checkpoint*")
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def parse(capsys, line: list[str], of=script) -> str:
+    """What the parser says when it refuses a command line."""
+    with pytest.raises(SystemExit) as error:
+        of.parse_args(line)
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        ("--noise_ratio 1.5", "--noise_ratio: must be in [0, 1], got 1.5"),
+        ("--label_dropout -0.1", "--label_dropout: must be in [0, 1]"),
+        ("--max_skipped_images 2", "--max_skipped_images: must be in [0, 1]"),
+        ("--max_train_steps 0", "--max_train_steps: must be positive, got 0"),
+        ("--checkpoints_total_limit 0", "--checkpoints_total_limit: must be positive"),
+        ("--noise_ratio_range 0.8 0.3", "--noise_ratio_range: must be two rising numbers in [0, 1]"),
+        (
+            "--noise_ratio_range 0.6 0.9",
+            "--noise_ratio_range: must be two rising numbers in [0, 1] with --noise_ratio",
+        ),
+        ("--projection sinc", "--projection: invalid choice"),
+        ("--lr_scheduler cosin", "--lr_scheduler: invalid choice"),
+        ("--factor four", "--factor: invalid int value"),
+        ("--pretrained_prior_model_name_or_path p --prior_size tiny", "--prior_size: is taken from the pretrained"),
+        ("--what 1", "unrecognized arguments: --what 1"),
+    ],
+)
+def test_a_bad_argument_is_named(capsys, line, named):
+    assert named in parse(capsys, ["--output_dir", "out", *line.split()])
+
+
+@pytest.mark.parametrize(
+    "line",
+    "--factor 2|--noise_ratio 0.4|--projection area|--noise_ratio_range 0.3 0.8|--transformer_size small|--patch_size 1|"
+    "--use_meanflow|--pretrained_vae_model_name_or_path v|--vae_subfolder s|--latent_statistics config|--no-conditional|"
+    "--pretrained_prior_model_name_or_path p".split("|"),
+)
+def test_what_the_pipeline_decides_cannot_be_given_beside_it(capsys, line):
+    said = parse(capsys, ["--output_dir", "o", "--pretrained_model_name_or_path", "pipe", *line.split()])
+    assert f"argument {line.split()[0].replace('no-', '')}: is taken from the pretrained model" in said
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        ('{"factr": 2}', "unknown key 'factr' in 'c.json'"),
+        ('{"fact": 2}', "unknown key 'fact' in 'c.json'"),
+        ('{"config": "other.json"}', "unknown key 'config'"),
+        ('{"factor": "four"}', "(c.json): error: argument --factor: invalid int value: 'four'"),
+        ('{"factor": 2.5}', "(c.json): error: argument --factor: invalid int value: '2.5'"),
+        ('{"factor": [2]}', "key 'factor' in 'c.json' must be a number or a string, got [2]"),
+        ('{"factor": true}', "key 'factor' in 'c.json' must be a number or a string, got True"),
+        ('{"report_to": {"a": 1}}', "key 'report_to' in 'c.json' must be"),
+        ('{"random_flip": "yes"}', "key 'random_flip' in 'c.json' must be true or false, got 'yes'"),
+        ('{"gradient_checkpointing": 1}', "key 'gradient_checkpointing' in 'c.json' must be true or false, got 1"),
+        ('{"noise_ratio_range": 0.5}', "key 'noise_ratio_range' in 'c.json' must be a list, got 0.5"),
+        ('{"noise_ratio_range": [0.5]}', "(c.json): error: argument --noise_ratio_range: expected 2 arguments"),
+        ('{"projection": "sinc"}', "(c.json): error: argument --projection: invalid choice: 'sinc'"),
+        ('{"factor": 2', "argument --config: cannot read 'c.json'"),
+        ("[1]", "argument --config: cannot read 'c.json': it must hold one JSON object"),
+        (None, "argument --config: cannot read 'c.json'"),
+    ],
+)
+def test_a_bad_configuration_file_is_named(workplace, capsys, content, named):
+    if content is not None:
+        (workplace / "c.json").write_text(content)
+    assert named in parse(capsys, ["--config", "c.json", "--output_dir", "o"])
+
+
+def test_the_command_line_overrides_the_file_which_overrides_the_defaults(workplace):
+    values = {"factor": 2, "logit_mean": -1e-6, "random_flip": False, "gradient_checkpointing": False, "seed": 3}
+    values |= {"noise_ratio_range": [0.3, 0.8], "use_meanflow": True, "report_to": None, "output_dir": "of_the_file"}
+    (workplace / "c.json").write_text(json.dumps(values))
+    args = script.parse_args(["--config", "c.json", "--seed", "4", "--no-use_meanflow"])
+    expected = values | {"seed": 4, "use_meanflow": False, "max_train_steps": 10_000}
+    assert {key: getattr(args, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("configs/*.json")), ids=lambda path: path.stem)
+def test_every_configuration_file_is_read_by_its_script(path):
+    of = load_script("train_autoencoder") if path.stem.endswith("_autoencoder") else script
+    args = of.parse_args(["--config", str(path), "--output_dir", "out"])
+    for key, value in json.loads(path.read_text()).items():
+        assert getattr(args, key) == value
