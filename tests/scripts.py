@@ -86,3 +86,10 @@ def run_process(*command, cwd: Path, **environment) -> str:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
+
+
+def run_two_processes(script: str, *command, cwd: Path) -> str:
+    """Run an example script on two processes of this CPU. (`accelerate launch --cpu --num_processes 2` starts one.)"""
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
+    launcher += " --mixed_precision no --dynamo_backend no"
+    return run_process(*launcher.split(), EXAMPLES / f"{script}.py", *command, cwd=cwd, ACCELERATE_USE_CPU="1")

@@ -10,7 +10,16 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
-from scripts import EXAMPLES, load_script, make_folder, make_pixels, make_vae, run_process, workplace
+from scripts import (
+    EXAMPLES,
+    load_script,
+    make_folder,
+    make_pixels,
+    make_vae,
+    run_process,
+    run_two_processes,
+    workplace,
+)
 
 from diffusers import AutoencoderKL, AutoModel
 from diffusers_lowfreq.training import load_images
@@ -158,9 +167,7 @@ def test_the_script_makes_an_autoencoder_that_the_other_script_takes(workplace):
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(workplace):
     make_folder(workplace / "images")
-    launcher = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    launcher += " --dynamo_backend no --main_process_port 0"
     line = LINE.replace("--train_batch_size 4", "--train_batch_size 2") + " --output_dir two"
-    run_process(*launcher.split(), EXAMPLES / "train_autoencoder.py", *line.split(), cwd=workplace)
+    run_two_processes("train_autoencoder", *line.split(), cwd=workplace)
     train(output_dir="one")
     torch.testing.assert_close(weights("two"), weights("one"), rtol=1e-3, atol=1e-5)

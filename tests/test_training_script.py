@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
-from scripts import CLASSES, EXAMPLES, load_script, make_folder, make_vae, run_process, workplace
+from scripts import CLASSES, EXAMPLES, load_script, make_folder, make_vae, run_process, run_two_processes, workplace
 
 from diffusers_lowfreq import LowFreqPipeline
 from diffusers_lowfreq.evaluation import count_flops
@@ -155,7 +155,7 @@ def test_a_run_leaves_a_pipeline_that_generates_and_a_true_card(workplace, image
     if space == "latents":
         mean, std = (torch.tensor(pipe.vae.config[k]).view(-1, 1, 1) for k in ("latents_mean", "latents_std"))
         assert_same([pipe.vae.config.latents_mean], [cache.mean])
-        sample = (sample - mean) / std
+        sample = (sample - mean) / std * pipe.vae.config.scaling_factor
     low = pipe.scheduler.projection.downsample(sample)
     assert_same(torch.tensor(pipe.prior.config.sample_mean), low.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert_same(torch.tensor(pipe.prior.config.sample_std), low.std((0, 2, 3), correction=0), rtol=1e-4)
@@ -326,10 +326,8 @@ def test_batch_8_is_accumulation_of_4_times_2(workplace, images, lr_scheduler):
 
 
 def launch_two_processes(workplace, **options):
-    launcher = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    launcher += " --dynamo_backend no --main_process_port 0"
     line = command_line(**options, train_batch_size=4, prior_train_batch_size=4, output_dir="two")
-    run_process(*launcher.split(), EXAMPLES / "train_lowfreq.py", *line, cwd=workplace)
+    run_two_processes("train_lowfreq", *line, cwd=workplace)
 
 
 def assert_one_process_does_the_same(**options):

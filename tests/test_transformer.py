@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny import make_prior, make_transformer, randn
 
+import diffusers
 from diffusers.models.attention_dispatch import attention_backend
 from diffusers_lowfreq import LowFreqTransformer2DModel
 from diffusers_lowfreq.evaluation import count_flops
@@ -323,7 +324,7 @@ def test_lora_trains_saves_loads_and_scales(tmp_path):
     torch.testing.assert_close(run(adapted), expected)
 
     adapted.save_lora_adapter(tmp_path)
-    base.load_lora_adapter(tmp_path, prefix=None)
+    base.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
     torch.testing.assert_close(run(base), trained)
     base.fuse_lora()
     torch.testing.assert_close(run(base), trained)
@@ -341,6 +342,10 @@ def test_layerwise_casting_stores_small_and_computes_near(compute):
     assert (output - expected).norm() / expected.norm() < 0.2
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and diffusers.__version__ < "0.42",
+    reason="group offloading of older diffusers needs an accelerator",
+)
 @pytest.mark.parametrize("offload", [{"offload_type": "leaf_level"}, {"offload_type": "block_level"}])
 def test_group_offloading_changes_nothing(offload):
     model = make_transformer()
