@@ -11,7 +11,7 @@ from scripts import CLASSES, EXAMPLES, make_folder, make_pixels, make_vae, run_p
 from diffusers_lowfreq import LowFreqPipeline
 
 
-pytestmark = pytest.mark.usefixtures(workplace.__name__)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(workplace.__name__)]
 
 TRAIN = [EXAMPLES / "train_lowfreq.py", *"--output_dir out --resolution 16 --transformer_size nano".split()]
 TRAIN += "--prior_size nano --train_batch_size 8 --prior_train_batch_size 8 --max_train_steps 2".split()
@@ -65,7 +65,6 @@ def test_a_wrong_token_is_found_before_any_work(workplace, hub):
     assert not (workplace / "out").exists()
 
 
-@pytest.mark.slow
 def test_data_and_autoencoder_come_by_name(workplace, hub):
     data = {"img": [Image.fromarray(p) for p in make_pixels(12)], "label": [i % 3 for i in range(12)]}
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
