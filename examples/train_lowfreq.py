@@ -440,7 +440,9 @@ def _identity(batch):
 
 def count_model_flops(model):
     noise_ratio = {"noise_ratio": torch.full((1,), 0.5, device=model.device)} if model.config.use_noise_ratio else {}
-    return count_flops(model, (model.config.in_channels, *model.config.sample_size), **noise_ratio)
+    size = model.config.sample_size
+    size = (size, size) if isinstance(size, int) else size
+    return count_flops(model, (model.config.in_channels, *size), **noise_ratio)
 
 
 @torch.no_grad()

@@ -206,6 +206,7 @@ def test_runs_that_trained_apart_in_one_folder_are_assembled(workplace, images):
     LowFreqPipeline.from_pretrained("out")("red", num_inference_steps=1)
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_an_empty_folder(workplace):
     make_folder(workplace / "images")
     output = run_process(EXAMPLES / "train_lowfreq.py", *command_line(max_train_steps=2), cwd=workplace)
@@ -247,6 +248,20 @@ def test_resuming_goes_on_from_the_newest_checkpoint_of_each_network(workplace, 
         shutil.rmtree("out/checkpoint-12")
     kept = {path: os.stat(path).st_mtime_ns for path in glob.glob("out/*checkpoint-*")}
     assert kept == {path: time for path, time in before.items() if path != "out/checkpoint-12"}  # none written again
+
+
+def test_the_loss_in_the_card_is_the_mean_over_the_steps_it_names(workplace, images):
+    def loss(**options) -> tuple[int, float]:
+        train(train="flow", lr_scheduler="constant", checkpointing_steps=3, **options)
+        rows = table(options.get("output_dir", "out"))["Training of the flow"]
+        (key,) = [key for key in rows if key.startswith("training loss")]
+        return int(re.search(r"\d+", key)[0]), float(rows[key])
+
+    third, fourth = loss(max_train_steps=3, logging_steps=1, output_dir="short"), loss(logging_steps=1)
+    shutil.rmtree("out/checkpoint-4")
+    assert loss(logging_steps=2, resume_from_checkpoint="latest") == fourth == (1, fourth[1])
+    number, mean = loss(logging_steps=2, output_dir="long")
+    assert number == 2 and abs(mean - (third[1] + fourth[1]) / 2) < 2e-4
 
 
 def test_an_earlier_checkpoint_can_be_named(workplace, images):
@@ -309,7 +324,7 @@ def test_what_is_no_checkpoint_is_refused(workplace, images, path):
 # -------------------------------------------------------------------------------------------------------- equivalences
 
 
-@pytest.mark.parametrize("lr_scheduler", ["constant", "cosine"])
+@pytest.mark.parametrize("lr_scheduler", [pytest.param("constant", marks=pytest.mark.slow), "cosine"])
 def test_batch_8_is_accumulation_of_4_times_2(workplace, images, lr_scheduler):
     options = {"lr_scheduler": lr_scheduler, "prior_coupling": "independent", "noise_ratio_range": (0.3, 0.8)}
     for batch, accumulation in ((8, 1), (4, 2), (2, 4)):
@@ -384,6 +399,9 @@ def test_what_does_not_concern_the_trajectory_does_not_touch_it(workplace, image
     assert_same(weights("other/prior"), weights("out/prior"), rtol=1e-5, atol=1e-7)
 
 
+BASES = {}  # weights of the runs that the changed ones are compared with
+
+
 @pytest.mark.parametrize(
     "part, options",
     [
@@ -414,16 +432,17 @@ def test_what_does_not_concern_the_trajectory_does_not_touch_it(workplace, image
 )
 def test_what_concerns_the_trajectory_changes_it(workplace, images, part, options):
     """No option is ignored: `max_grad_norm` is looked at beside an epsilon, since Adam alone would undo it."""
-    name = "prior" if part == "prior" else "transformer"
     base = {"adam_epsilon": options["adam_epsilon"]} if len(options) > 1 else {}
-    for output_dir, changes in (("base", base), ("changed", options)):
-        train(
-            train=part, output_dir=output_dir, cache_dir="cache", max_train_steps=3, prior_max_train_steps=3, **changes
-        )
-    path = "{}/prior" if part == "prior" else "{}/transformer"
-    changed = weights(path.format("changed"))
+    steps = {"train": part, "max_train_steps": 3, "prior_max_train_steps": 3}
+    folder = "prior" if part == "prior" else "transformer"
+    key = (part, *base.items())
+    if key not in BASES:
+        train(**steps, **base, output_dir="base")
+        BASES[key] = weights(f"base/{folder}")
+    train(**steps, **options)
+    changed = weights(f"out/{folder}")
     assert all(v.dtype == torch.float32 and v.isfinite().all() for v in changed.values())
-    assert differ(weights(path.format("base")), changed), name
+    assert differ(BASES[key], changed)
 
 
 # ------------------------------------------------------------------------------------------------------------- options

@@ -86,6 +86,36 @@ def test_attention_depends_on_relative_positions_only():
     torch.testing.assert_close(query.norm(dim=-1), query[0].norm().expand(rows * columns))
 
 
+def test_attention_is_the_softmax_of_normalised_and_rotated_queries_and_keys():
+    attn = make_transformer().transformer_blocks[0].attn.double()
+    tokens, angles = randn(2, 12, 16, dtype=torch.float64), randn(12, 4, seed=1, dtype=torch.float64)
+
+    def rotated(x, norm):
+        x = x.view(2, 12, 2, 8)
+        x = x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+        z = torch.complex(x[..., :4], x[..., 4:]) * torch.exp(1j * angles[:, None])
+        return torch.cat([z.real, z.imag], dim=-1)
+
+    with torch.no_grad():
+        query, key = rotated(attn.to_q(tokens), attn.norm_q), rotated(attn.to_k(tokens), attn.norm_k)
+        weights = (torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(8)).softmax(dim=-1)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", weights, attn.to_v(tokens).view(2, 12, 2, 8)).flatten(2)
+        actual = attn(tokens, (angles.cos()[:, None], angles.sin()[:, None]))
+        torch.testing.assert_close(actual, attn.to_out[0](mixed))
+
+
+@pytest.mark.parametrize("height, width", [(4, 12), (16, 6)])
+def test_positions_of_a_size_are_a_corner_of_those_of_a_larger_one(height, width):
+    model = make_transformer()
+    seen = []
+    model.transformer_blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    run(model, randn(2, 4, height, width))
+    run(model, randn(2, 4, 16, 16))
+    for small, large in zip(*seen):
+        small, large = small.view(height // 2, width // 2, -1), large.view(8, 8, -1)
+        torch.testing.assert_close(small, large[: height // 2, : width // 2])
+
+
 def test_positions_reach_the_output():
     model = make_transformer()
     x = randn(*SHAPE)
