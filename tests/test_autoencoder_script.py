@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -22,6 +23,7 @@ from scripts import (
 )
 
 from diffusers import AutoencoderKL, AutoModel
+from diffusers_lowfreq import LowFrequencyProjection
 from diffusers_lowfreq.training import load_images
 
 
@@ -130,6 +132,30 @@ def test_each_term_of_the_loss_acts_when_it_has_weight(workplace, options, diffe
     train(equivariance_probability=0.0 if not differs else 0.25)
     train(output_dir="other", **options)
     assert same(weights("other"), weights()) != differs
+
+
+@pytest.mark.slow
+def test_a_coarse_latent_is_trained_to_mean_a_coarse_image(workplace):
+    """Every image has a bright frame, which a decoder finds by its padding alone: from coarse latents it must not."""
+    frame = np.ones((16, 16))
+    frame[1:-1, 1:-1] = 0
+    frame -= frame.mean()  # nothing of it is left in blocks of 8 x 8
+    os.makedirs("images")
+    for i, level in enumerate(np.linspace(60, 140, 10)):
+        Image.fromarray((level + 100 * frame)[..., None].repeat(3, -1).astype(np.uint8)).save(f"images/{i}.png")
+    images = load_images(None, "images", resolution=16)
+    x = torch.stack([images[i] for i in range(len(images))]) / 127.5 - 1
+    projection, frame = LowFrequencyProjection("area", 8), torch.from_numpy(frame).float()
+    left = []
+    for probability in (0.0, 1.0):
+        options = {"projection": "area", "factor": 8, "max_train_steps": 80, "learning_rate": 5e-3}
+        train(output_dir=f"out{probability}", equivariance_probability=probability, **options)
+        vae = AutoencoderKL.from_pretrained(f"out{probability}")
+        with torch.no_grad():
+            z = vae.encode(x).latent_dist.mode()
+            decoded = vae.decode(projection(z) if probability else z).sample
+        left.append(float((decoded * frame).mean() / (x * frame).mean()))
+    assert left[0] > 0.5 and abs(left[1]) < 0.2
 
 
 @pytest.mark.parametrize("name", ["resolution", "train_batch_size", "max_train_steps", "num_validation_images"])
