@@ -34,7 +34,7 @@ def parse_args():
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--prior_steps", type=int, nargs="+", default=[8])
-    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[2.0], help="of the flow and of the prior")
+    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[3.0], help="of the flow and of the prior")
     parser.add_argument("--noise_ratio", type=float, nargs="+", help="by default the scheduler's own")
     parser.add_argument("--coarse", nargs="+", choices=["generated", "true"], default=["generated", "true"])
     parser.add_argument("--seed", type=int, default=0)

@@ -3,7 +3,7 @@
 """Show generated images beside the training images nearest to them in the grader's features: are they copies?
 
     python benchmarks/nearest.py --pipeline checkpoints/cifar10-32 --grader checkpoints/graders/cifar10-32 \
-        --train_data cifar10/train.parquet --output checkpoints/cifar10-32/assets/nearest.png
+        --train_data cifar10/train.parquet --output checkpoints/cifar10-32/assets/nearest.jpg
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--train_data", required=True)
     parser.add_argument("--cache_dir", default="out/grader-cache")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--guidance_scale", type=float, default=2.0)
+    parser.add_argument("--guidance_scale", type=float, default=3.0)
     parser.add_argument("--num_neighbours", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -29,10 +29,10 @@ def peak_memory_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def picture(columns: dict[str, list[Image.Image]], rows: list[str], cell: int = 96) -> Image.Image:
+def picture(columns: dict[str, list[Image.Image]], rows: list[str], cell: int = 80) -> Image.Image:
     """Lay labelled columns of images beside each other."""
     font = ImageFont.load_default(size=14)
-    margin, top, gap = 84, 26, 4
+    margin, top, gap = 88, 26, 4
     width, height = margin + len(columns) * (cell + gap), top + len(rows) * (cell + gap)
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -54,8 +54,8 @@ def main(argv=None):
     parser.add_argument("--output", default="out/demo.png")
     parser.add_argument("--class_labels", nargs="+", help="names or numbers; by default every class, at most ten")
     parser.add_argument("--prior_num_inference_steps", type=int, default=8)
-    parser.add_argument("--guidance_scale", type=float, default=2.0)
-    parser.add_argument("--prior_guidance_scale", type=float, default=2.0)
+    parser.add_argument("--guidance_scale", type=float, default=3.0)
+    parser.add_argument("--prior_guidance_scale", type=float, default=3.0)
     parser.add_argument("--noise_ratio", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
