@@ -300,6 +300,7 @@ class LowFreqPipeline(DiffusionPipeline):
         num_inference_steps: int,
         class_labels: torch.Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
+        device: torch.device,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("prior_latents",),
     ) -> torch.Tensor:
@@ -315,6 +316,8 @@ class LowFreqPipeline(DiffusionPipeline):
                 Class numbers.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 For the noise.
+            device (`torch.device`):
+                Where the prior model runs.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`tuple[str, ...]`):
                 As the `prior_…` arguments of a call.
 
@@ -323,7 +326,6 @@ class LowFreqPipeline(DiffusionPipeline):
         """
         config = self.prior.config
         shape = (batch_size, config.in_channels, height, width)
-        device = self._execution_device
         prior_latents = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
         scheduler = self.prior_scheduler
         mu = {}
@@ -623,6 +625,7 @@ class LowFreqPipeline(DiffusionPipeline):
                 prior_num_inference_steps,
                 labels,
                 generator,
+                device,
                 prior_callback_on_step_end,
                 prior_callback_on_step_end_tensor_inputs,
             )
