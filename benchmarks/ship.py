@@ -6,7 +6,9 @@ python benchmarks/ship.py --pipeline out/cifar10-32 --output checkpoints/cifar10
 """
 
 import argparse
+import json
 import os
+import re
 
 import torch
 
@@ -56,6 +58,8 @@ def main():
         card = file.read()
     name = os.path.basename(args.output.rstrip("/"))
     card = card.replace(f'from_pretrained("{name}")', f'from_pretrained("checkpoints/{name}")  # from a clone')
+    call = f"pipe({json.dumps(list(pipe.labels)[-2:])}, num_inference_steps=4, guidance_scale=3.0, prior_guidance_scale=3.0)"
+    card = re.sub(r"pipe\(.*\)\.images", lambda _: f"{call}.images", card)
     head, tables = card.split("\n## Data\n")
     with open(os.path.join(args.output, "README.md"), "w", encoding="utf-8") as file:
         file.write(f"{head}\n{PREVIEW}\n## Data\n{tables}")

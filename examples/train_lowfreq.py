@@ -502,6 +502,11 @@ def main(args):
     # The other processes wait while the main one encodes the images, which may take hours.
     timeout = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[timeout])
+    if accelerator.distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ValueError(
+            f"`distributed_type` of the accelerate configuration must be one of plain data parallelism, got "
+            f"{accelerator.distributed_type.name}: its checkpoints would lack the sharded weights."
+        )
     repo_id = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
     if args.push_to_hub and accelerator.is_main_process:  # first of all: a wrong name or token shows now
         repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id
