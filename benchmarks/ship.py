@@ -6,6 +6,7 @@ python benchmarks/ship.py --pipeline out/cifar10-32 --output checkpoints/cifar10
 """
 
 import argparse
+import glob
 import json
 import os
 import re
@@ -54,6 +55,14 @@ def main():
     if args.noise_ratio is not None:
         pipe.scheduler = LowFreqFlowMatchScheduler.from_config(pipe.scheduler.config, noise_ratio=args.noise_ratio)
     pipe.to(dtype=torch.float16).save_pretrained(args.output)
+    # Where the run lay on this machine is nobody's business.
+    for path in glob.glob(os.path.join(args.output, "**/*.json"), recursive=True):
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        config.pop("_name_or_path", None)
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=2)
+            file.write("\n")
     with open(os.path.join(args.pipeline, "README.md"), encoding="utf-8") as file:
         card = file.read()
     name = os.path.basename(args.output.rstrip("/"))
