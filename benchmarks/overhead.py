@@ -169,7 +169,12 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     pipe = LowFreqPipeline.from_pretrained(args.pipeline)
-    result = {"machine": machine_kind(), "torch": torch.__version__, "pipeline": os.path.basename(args.pipeline)}
+    result = {
+        "machine": machine_kind(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "pipeline": os.path.basename(args.pipeline),
+    }
     result["pipeline_call"], result["peak_memory"] = pipeline_call(pipe, args.pairs)
     result["training_step"] = training_step(pipe, args.pairs, args.batch_size)
     result["loader_wait"] = loader_wait(pipe, args.batch_size, args.pairs)
