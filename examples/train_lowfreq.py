@@ -55,6 +55,7 @@ check_min_version("0.40.0")
 
 LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
+NEW_PRIOR = {"prior_size": "micro", "prior_patch_size": 1}
 
 
 def parse_args(argv=None):
@@ -84,13 +85,15 @@ def parse_args(argv=None):
     group.add_argument("--pretrained_vae_model_name_or_path", help="any autoencoder of diffusers; none: pixels")
     group.add_argument("--vae_subfolder")
     group.add_argument("--pretrained_prior_model_name_or_path", help="a prior model to use or to go on training")
+    group.add_argument("--prior_subfolder")
     group.add_argument("--revision")
     group.add_argument("--variant")
     group.add_argument("--latent_statistics", choices=["measured", "config"], default="measured")
     group.add_argument("--transformer_size", choices=list(SIZES), default="tiny", help=FROM_PIPELINE)
     group.add_argument("--patch_size", type=int, default=2, help=FROM_PIPELINE)
-    group.add_argument("--prior_size", choices=list(SIZES), default="micro", help="size of a new prior model")
-    group.add_argument("--prior_patch_size", type=int, default=1, help="patch size of a new prior model")
+    group.add_argument("--prior_size", choices=list(SIZES), help="size of a new prior model")
+    group.add_argument("--prior_patch_size", type=int, help="patch size of a new prior model")
+    parser.set_defaults(**NEW_PRIOR)
     group.add_argument("--use_meanflow", action=argparse.BooleanOptionalAction, default=False, help=FROM_PIPELINE)
 
     group = parser.add_argument_group("source")
@@ -162,10 +165,10 @@ def parse_args(argv=None):
     taken = ""
     if args.pretrained_model_name_or_path is not None:
         taken = "conditional pretrained_vae_model_name_or_path vae_subfolder pretrained_prior_model_name_or_path "
-        taken += "latent_statistics transformer_size patch_size use_meanflow projection factor noise_ratio "
+        taken += "prior_subfolder latent_statistics transformer_size patch_size use_meanflow projection factor noise_ratio "
         taken += "noise_ratio_range"
     elif args.pretrained_prior_model_name_or_path is not None:
-        taken = "prior_size prior_patch_size"
+        taken = " ".join(NEW_PRIOR)
     for name in taken.split():
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"argument --{name}: is taken from the pretrained model; leave it out")
@@ -182,6 +185,9 @@ def build_pipeline(args, cache_latents):
         pipeline = LowFreqPipeline.from_pretrained(
             args.pretrained_model_name_or_path, revision=args.revision, variant=args.variant
         )
+        for name, default in NEW_PRIOR.items():
+            if pipeline.prior is not None and getattr(args, name) != default:
+                raise ValueError(f"`{name}` must be left out: the pipeline has a prior, got {getattr(args, name)!r}.")
         parts = pipeline.components
         cache = cache_latents(pipeline.vae)
         transformer, prior, scheduler, vae = (parts[k] for k in ("transformer", "prior", "scheduler", "vae"))
@@ -214,7 +220,7 @@ def build_pipeline(args, cache_latents):
         transformer = prior = None
         if args.pretrained_prior_model_name_or_path is not None:
             prior = LowFreqTransformer2DModel.from_pretrained(
-                args.pretrained_prior_model_name_or_path, use_safetensors=True
+                args.pretrained_prior_model_name_or_path, subfolder=args.prior_subfolder, use_safetensors=True
             )
 
     for model in (transformer, prior):
@@ -558,7 +564,8 @@ def main(args):
         pipeline.to("cpu")
         if pipeline.transformer is not None:
             pipeline.save_pretrained(args.output_dir)
-            text, arguments = "", f"{list(pipeline.labels)[:4] or 'num_images_per_prompt=4'}, num_inference_steps=4"
+            labels = json.dumps(list(pipeline.labels)[:4]) if pipeline.labels else "num_images_per_prompt=4"
+            text, arguments = "", f"{labels}, num_inference_steps=4"
             if pipeline.prior is None:
                 text, arguments = (
                     "There is no prior model: `low` is yours.",

@@ -10,7 +10,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import CLASSES, EXAMPLES, load_script, make_folder, make_vae, run_process, run_two_processes, workplace
@@ -184,7 +185,7 @@ def test_a_flow_without_a_prior_says_so(workplace, images):
 def test_the_prior_and_the_flow_can_be_trained_apart(workplace, images):
     train(train="prior", output_dir="first")
     assert not os.path.exists("first/model_index.json")
-    flow = {"train": "flow", "pretrained_prior_model_name_or_path": "first/prior", "prior_size": None}
+    flow = {"train": "flow", "pretrained_prior_model_name_or_path": "first", "prior_subfolder": "prior", "prior_size": None}
     train(**flow, output_dir="second", cache_dir="first/cache")
     train(output_dir="both", cache_dir="first/cache")
     assert_same(weights("second/prior"), weights("first/prior"))
@@ -366,6 +367,18 @@ def test_two_processes_are_one_with_twice_the_batch(workplace):
     assert_one_process_does_the_same(**options)
 
 
+def test_an_engine_that_shards_the_weights_is_refused(workplace, images):
+    """accelerate has no such engine on a CPU: its state, which every `Accelerator` shares, says there is one."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    Accelerator(cpu=True)
+    PartialState().distributed_type = DistributedType.FSDP
+    with pytest.raises(ValueError, match="`distributed_type` .* got FSDP"):
+        script.main(script.parse_args(command_line()))
+    AcceleratorState._reset_state(True)
+    assert not os.path.exists("out")
+
+
 @pytest.mark.slow
 def test_two_processes_with_accumulation_and_latents_are_one(workplace):
     make_folder(workplace / "images")
@@ -479,6 +492,8 @@ def test_fine_tuning_starts_from_the_pipeline(workplace, images):
     for file in ("scheduler/scheduler_config.json", "vae/config.json", "prior/config.json", "transformer/config.json"):
         configs = [json.load(open(f"{folder}/{file}")) for folder in ("out", "same")]
         assert len({json.dumps({k: c[k] for k in c if k != "_name_or_path"}, sort_keys=True) for c in configs}) == 1
+    with pytest.raises(ValueError, match="`prior_size` must be left out"):
+        train(pretrained_model_name_or_path="out", output_dir="new", **given | {"prior_size": "nano"})
     train(pretrained_model_name_or_path="out", output_dir="tuned", **given, train="flow")
     assert_same(weights("tuned/prior"), weights("out/prior"))
     assert differ(weights("tuned/transformer"), weights("out/transformer"))
@@ -556,7 +571,7 @@ def test_a_bad_argument_is_named(capsys, line, named):
     "line",
     "--factor 2|--noise_ratio 0.4|--projection area|--noise_ratio_range 0.3 0.8|--transformer_size small|--patch_size 1|"
     "--use_meanflow|--pretrained_vae_model_name_or_path v|--vae_subfolder s|--latent_statistics config|--no-conditional|"
-    "--pretrained_prior_model_name_or_path p".split("|"),
+    "--pretrained_prior_model_name_or_path p|--prior_subfolder s".split("|"),
 )
 def test_what_the_pipeline_decides_cannot_be_given_beside_it(capsys, line):
     said = parse(capsys, ["--output_dir", "o", "--pretrained_model_name_or_path", "pipe", *line.split()])

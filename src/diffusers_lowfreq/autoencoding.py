@@ -33,7 +33,7 @@ def encode_images(vae, images: torch.Tensor, normalize: bool = True) -> torch.Te
     Raises:
         ValueError: If the output of `vae.encode` has none of the known forms.
     """
-    output = vae.encode(images)
+    output = vae.encode(images.to(vae.dtype))
     if hasattr(output, "latent_dist"):
         latents = output.latent_dist.mode()
     elif hasattr(output, "latents"):

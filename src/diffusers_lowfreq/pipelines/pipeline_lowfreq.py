@@ -598,7 +598,8 @@ class LowFreqPipeline(DiffusionPipeline):
         self._prior_guidance_scale = prior_guidance_scale
         self._interrupt = False
         self._network_calls = {"prior": 0, "flow": 0}
-        device = self._execution_device
+        # Without accelerate's hooks the flow runs where it lies; `_execution_device` walks through all modules to say so.
+        device = self._execution_device if hasattr(self.transformer, "_hf_hook") else self.transformer.device
         latent_height, latent_width = height // self.vae_scale_factor, width // self.vae_scale_factor
         self._latent_shape = (self.transformer.config.in_channels, latent_height, latent_width)
         labels = None
