@@ -13,12 +13,12 @@ import re
 def table(result: dict) -> str:
     lines = [
         f"Measured by `benchmarks/evaluate.py` (seed {result['seed']}, {result['num_images']:,} images with the labels of as "
-        f"many test images, {result['machine']}, torch {result['torch']}). *Class named* is how often the grader, a "
-        f"classifier that is right on {result['grader_accuracy_on_real_test_images']:.1%} of the real test images, names the "
+        f"many {result['split']} images, {result['machine']}, torch {result['torch']}). *Class named* is how often the grader, "
+        f"a classifier that is right on {result['grader_accuracy']:.1%} of the real {result['split']} images, names the "
         f"class asked for (chance: 10%). The distance is a Fréchet distance on that classifier's features against "
-        f"{result['reference']}; it is not an FID. *Generated* coarse latents come from the prior model, *true* ones from "
-        f"test images. The autoencoder alone reaches {result['autoencoder_psnr_db']:.2f} dB PSNR on "
-        f"{result['autoencoder_psnr_images']:,} test images.",
+        f"{result['num_reference']:,} {result['split']} images; it is not an FID. *Generated* coarse latents come from the "
+        f"prior model, *true* ones from {result['split']} images. The autoencoder alone reaches "
+        f"{result['autoencoder_psnr_db']:.2f} dB PSNR on {result['autoencoder_psnr_images']:,} {result['split']} images.",
         "",
         "| coarse | prior steps | α | guidance | steps | effective NFE | class named | Fréchet distance |",
         "|---|---|---|---|---|---|---|---|",

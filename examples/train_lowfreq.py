@@ -14,6 +14,7 @@ optimal transport of the prior is the exception: it depends on the batch of each
 import argparse
 import json
 import os
+import re
 import time
 from datetime import timedelta
 
@@ -58,6 +59,20 @@ FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
 NEW_PRIOR = {"prior_size": "micro", "prior_patch_size": 1}
 
 
+def network_size(value):
+    """Read a name of `SIZES`, or `LAYERSxHEADSxHEAD_DIM`."""
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", value)
+    if value not in SIZES and numbers is None:
+        raise argparse.ArgumentTypeError(f"must be among {list(SIZES)} or LAYERSxHEADSxHEAD_DIM, got {value!r}")
+    return value
+
+
+def size_config(size):
+    """Turn a size that `network_size` has read into arguments of the model."""
+    names = ("num_layers", "num_attention_heads", "attention_head_dim")
+    return SIZES[size] if size in SIZES else dict(zip(names, map(int, size.split("x"))))
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -89,9 +104,9 @@ def parse_args(argv=None):
     group.add_argument("--revision")
     group.add_argument("--variant")
     group.add_argument("--latent_statistics", choices=["measured", "config"], default="measured")
-    group.add_argument("--transformer_size", choices=list(SIZES), default="tiny", help=FROM_PIPELINE)
+    group.add_argument("--transformer_size", type=network_size, default="tiny", help=f"{list(SIZES)}; {FROM_PIPELINE}")
     group.add_argument("--patch_size", type=int, default=2, help=FROM_PIPELINE)
-    group.add_argument("--prior_size", choices=list(SIZES), help="size of a new prior model")
+    group.add_argument("--prior_size", type=network_size, help="size of a new prior model")
     group.add_argument("--prior_patch_size", type=int, help="patch size of a new prior model")
     parser.set_defaults(**NEW_PRIOR)
     group.add_argument("--use_meanflow", action=argparse.BooleanOptionalAction, default=False, help=FROM_PIPELINE)
@@ -101,6 +116,7 @@ def parse_args(argv=None):
     group.add_argument("--factor", type=int, default=4, help=FROM_PIPELINE)
     group.add_argument("--noise_ratio", type=float, default=0.5, help=FROM_PIPELINE)
     group.add_argument("--noise_ratio_range", type=float, nargs=2, help=f"train over a range; {FROM_PIPELINE}")
+    group.add_argument("--coupling", choices=["identity", "minibatch_ot"], default="identity", help="of the flow")
     group.add_argument("--prior_coupling", choices=["minibatch_ot", "independent"], default="minibatch_ot")
 
     group = parser.add_argument_group("objective")
@@ -165,7 +181,9 @@ def parse_args(argv=None):
     taken = ""
     if args.pretrained_model_name_or_path is not None:
         taken = "conditional pretrained_vae_model_name_or_path vae_subfolder pretrained_prior_model_name_or_path "
-        taken += "prior_subfolder latent_statistics transformer_size patch_size use_meanflow projection factor noise_ratio "
+        taken += (
+            "prior_subfolder latent_statistics transformer_size patch_size use_meanflow projection factor noise_ratio "
+        )
         taken += "noise_ratio_range"
     elif args.pretrained_prior_model_name_or_path is not None:
         taken = " ".join(NEW_PRIOR)
@@ -250,7 +268,7 @@ def build_pipeline(args, cache_latents):
             use_meanflow=args.use_meanflow,
             use_noise_ratio=args.noise_ratio_range is not None,
             **shared,
-            **SIZES[args.transformer_size],
+            **size_config(args.transformer_size),
         )
     if prior is None and args.train != "flow":
         # D(x) is smaller than x: measure it, so that the prior model works at unit scale.
@@ -270,7 +288,7 @@ def build_pipeline(args, cache_latents):
             sample_mean=mean.tolist(),
             sample_std=(square / count - mean**2).sqrt().tolist(),
             **shared,
-            **SIZES[args.prior_size],
+            **size_config(args.prior_size),
         )
     prior_scheduler = FlowMatchEulerDiscreteScheduler() if prior is not None else None
     return LowFreqPipeline(transformer, scheduler, vae, prior, prior_scheduler, id2label), cache
@@ -339,6 +357,7 @@ def train(part, pipeline, cache, args):
     if is_prior:
         low_mean = torch.tensor(model.config.sample_mean or [0.0], device=device).view(-1, 1, 1)
         low_std = torch.tensor(model.config.sample_std or [1.0], device=device).view(-1, 1, 1)
+    coupling = args.prior_coupling if is_prior else args.coupling
     noise_ratio_range = None if is_prior else scheduler.config.noise_ratio_range
     if args.report_to:
         accelerator.init_trackers(f"train_{part}", config={k: str(v) for k, v in vars(args).items()})
@@ -361,9 +380,6 @@ def train(part, pipeline, cache, args):
             noise = randn_tensor(sample.shape, generator=generators, device=device, dtype=sample.dtype)
             if is_prior:
                 source = noise
-                if args.prior_coupling == "minibatch_ot":
-                    labels = batch["label"].to(device) if num_classes is not None else None
-                    source = noise[minibatch_optimal_transport(noise, sample, labels)]
             else:
                 noise_ratio = None
                 if noise_ratio_range is not None:
@@ -371,6 +387,10 @@ def train(part, pipeline, cache, args):
                     noise_ratio = lowest + (highest - lowest) * uniform(len(sample), generators, device)
                     condition["noise_ratio"] = noise_ratio
                 source = scheduler.make_source_from_sample(sample, noise, noise_ratio)
+            if coupling == "minibatch_ot":
+                labels = batch["label"].to(device) if num_classes is not None else None
+                order = minibatch_optimal_transport(source, sample, labels)
+                source, condition = source[order], {k: v[order] for k, v in condition.items()}
             # 2. The label, dropped now and then so that the model can be guided.
             if num_classes is not None:
                 drop = uniform(len(sample), generators, device) < args.label_dropout
@@ -457,7 +477,8 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
     Write a grid with fixed seeds, a row of images for each number of steps, with the averaged weights.
 
     While the prior trains, the images are its coarse latents, upsampled and decoded. While the flow does, they are its
-    own, from coarse latents of the prior model where there is one, else of the first images.
+    own, from coarse latents of the prior model where there is one, else of the first images; a source that is all
+    noise needs none.
     """
     if pipeline.transformer is None:
         return  # a prior alone shows nothing yet
@@ -474,7 +495,7 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
     if pipeline.transformer.config.num_classes is not None:
         inputs["class_labels"] = [i % pipeline.transformer.config.num_classes for i in range(n)]
         inputs["guidance_scale"] = inputs["prior_guidance_scale"] = args.validation_guidance_scale
-    if pipeline.prior is None:
+    if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
         batch = cache.__getitems__([(i % len(cache), False) for i in range(n)])
         sample = batch["sample"].to(accelerator.device)
         sample = normalize_latents(pipeline.vae, sample) if pipeline.vae is not None else sample
@@ -485,7 +506,7 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
     for num_inference_steps in (1, 2, 4, 8):
         generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
         output = pipeline(
-            num_images_per_prompt=1 if "class_labels" in inputs or pipeline.prior is None else n,
+            num_images_per_prompt=1 if "class_labels" in inputs or "prior_latents" in inputs else n,
             generator=generators,
             output_prior_images=part == "prior",
             **{steps_of_part: num_inference_steps},
@@ -566,7 +587,7 @@ def main(args):
             pipeline.save_pretrained(args.output_dir)
             labels = json.dumps(list(pipeline.labels)[:4]) if pipeline.labels else "num_images_per_prompt=4"
             text, arguments = "", f"{labels}, num_inference_steps=4"
-            if pipeline.prior is None:
+            if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
                 text, arguments = (
                     "There is no prior model: `low` is yours.",
                     "prior_latents=low, num_inference_steps=4",

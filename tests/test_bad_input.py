@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from tiny import make_components, make_pipeline, make_transformer, randn, seeded
+from tiny import make_components, make_pipeline, make_prior, make_transformer, randn, seeded
 
 from diffusers import (
     DDIMScheduler,
@@ -55,6 +55,11 @@ def test_counts(pipe, name, value):
     assert_refused(pipe, name, "positive integer", repr(value), class_labels=[0, 1], **{name: value})
 
 
+def test_a_prior_of_other_latents():
+    prior = make_prior(in_channels=3, sample_mean=None, sample_std=None)
+    assert_refused(make_pipeline(prior=prior), "prior", "4 channels", "got 3", class_labels=0)
+
+
 @pytest.mark.parametrize("value", NOT_A_SCALE, ids=repr)
 @pytest.mark.parametrize("name", ["guidance_scale", "prior_guidance_scale"])
 def test_guidance_scales(pipe, name, value):
@@ -81,7 +86,10 @@ def test_guidance_interval(pipe, value):
         (10**30, "from 0 to 2"),
         ([0, 1.0], "from 0 to 2"),
         ([0, None], "from 0 to 2"),
-        ([[0], [1]], "from 0 to 2"),
+        ([[0], [1, 2]], "from 0 to 2"),
+        ([[0], [3]], "from 0 to 2"),
+        ([[0], []], "from 0 to 2"),
+        ([[[0]]], "from 0 to 2"),
         (True, "from 0 to 2"),
         (np.array([0, 7]), "from 0 to 2"),
         (torch.tensor([0, 7]), "from 0 to 2"),

@@ -108,9 +108,22 @@ print(*sorted({name.split(".")[0] for name in sys.modules} - before))
 # ---------------------------------------------------------------------------------------------------- broken folders
 
 
-def test_pickled_weights_are_refused(tmp_path):
+def test_pickled_weights_are_not_written(tmp_path, caplog):
+    """What is saved can be loaded, whatever was asked for: the files of `safe_serialization=False` are the usual ones."""
     pipe = make_pipeline()
-    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    pipe.save_pretrained(tmp_path / "usual", True, "fp16")
+    assert "safe_serialization" not in caplog.text
+    pipe.save_pretrained(tmp_path / "asked", safe_serialization=False, variant="fp16")
+    assert "`safe_serialization=False` is not followed" in caplog.text
+    usual, asked = (
+        {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (tmp_path / "usual", tmp_path / "asked")
+    )
+    assert usual == asked and sum(name.endswith(".fp16.safetensors") for name in asked) == 3
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    DiffusionPipeline.save_pretrained(make_pipeline(), tmp_path, safe_serialization=False)
     assert len(list(tmp_path.rglob("*.bin"))) == 3
     with pytest.raises(OSError, match="safetensors"):
         LowFreqPipeline.from_pretrained(tmp_path)

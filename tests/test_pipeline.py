@@ -177,6 +177,17 @@ def test_nothing_of_the_coarse_latent_is_left_at_noise_ratio_one():
     )
 
 
+def test_at_noise_ratio_one_it_is_plain_flow_matching_without_a_prior():
+    pipe = make_pipeline(vae=None, scheduler=LowFreqFlowMatchScheduler(factor=2, noise_ratio=1.0))
+    noise = torch.randn((2, 4, 8, 8), generator=seeded(3))
+    expected = pipe([0, 1], latents=noise, output_type="latent").images
+    assert torch.equal(pipe([0, 1], generator=seeded(3), output_type="latent").images, expected)
+    assert pipe.effective_nfe == 4
+    alone = LowFreqPipeline(pipe.transformer, pipe.scheduler)
+    alone.set_progress_bar_config(disable=True)
+    assert torch.equal(alone([0, 1], generator=seeded(3), output_type="latent").images, expected)
+
+
 @pytest.mark.parametrize("kind", ["kl", "tiny", "dc"])
 def test_latents_are_brought_back_to_the_scale_of_each_autoencoder(kind):
     pipe = make_pipeline(kind)
@@ -292,7 +303,8 @@ def test_images_per_prompt_repeat_each_label_in_place():
 
 
 @pytest.mark.parametrize(
-    "labels", ["dog", 1, np.int64(1), ["dog"], [1], (1,), np.array([1]), torch.tensor([1]), torch.tensor(1)]
+    "labels",
+    ["dog", 1, np.int64(1), ["dog"], [1], (1,), [[1]], [["dog"]], np.array([1]), torch.tensor([1]), torch.tensor(1)],
 )
 def test_every_way_to_name_a_class(labels):
     pipe = make_pipeline(None)
@@ -514,6 +526,15 @@ def test_constructs_in_part_and_completes_later(tmp_path):
     complete = LowFreqPipeline(**partial.components | {"transformer": pipe.transformer, "vae": pipe.vae})
     complete.set_progress_bar_config(disable=True)
     assert torch.equal(generate(complete), generate(pipe))
+
+
+def test_sizes_follow_an_autoencoder_that_is_put_in_later():
+    whole, pixels = make_pipeline(), make_pipeline(None)
+    late = make_pipeline(None)
+    late.vae = whole.vae
+    assert torch.equal(generate(late, height=16, width=24), generate(whole, height=16, width=24))
+    late.vae = None
+    assert torch.equal(generate(late, height=16, width=24), generate(pixels, height=16, width=24))
 
 
 @pytest.mark.parametrize("kind", ["kl", "tiny", "dc", None])

@@ -185,13 +185,43 @@ def test_a_flow_without_a_prior_says_so(workplace, images):
 def test_the_prior_and_the_flow_can_be_trained_apart(workplace, images):
     train(train="prior", output_dir="first")
     assert not os.path.exists("first/model_index.json")
-    flow = {"train": "flow", "pretrained_prior_model_name_or_path": "first", "prior_subfolder": "prior", "prior_size": None}
+    flow = {
+        "train": "flow",
+        "pretrained_prior_model_name_or_path": "first",
+        "prior_subfolder": "prior",
+        "prior_size": None,
+    }
     train(**flow, output_dir="second", cache_dir="first/cache")
     train(output_dir="both", cache_dir="first/cache")
     assert_same(weights("second/prior"), weights("first/prior"))
     for name in ("prior", "transformer"):
         assert_same(weights(f"second/{name}"), weights(f"both/{name}"))
     LowFreqPipeline.from_pretrained("second")("red", num_inference_steps=1)
+
+
+def test_plain_flow_matching_needs_no_prior(workplace, images):
+    """The baseline: the source is noise alone, coupled at random or by minibatch optimal transport."""
+    plain = {"train": "flow", "noise_ratio": 1.0, "cache_dir": "cache"}
+    train(**plain)
+    train(**plain, coupling="minibatch_ot", output_dir="ot")
+    assert differ(weights("out/transformer"), weights("ot/transformer"))
+    pipe = LowFreqPipeline.from_pretrained("ot")
+    assert pipe.prior is None and len(pipe(["red", "blue"], num_inference_steps=1).images) == 2
+    assert "prior_latents" not in open("ot/README.md").read()
+
+
+def test_the_identity_coupling_is_its_own_minibatch_optimum(workplace, images):
+    """With little noise nobody changes partners: the flow is the same, whatever the coupling."""
+    for coupling in ("identity", "minibatch_ot"):
+        train(train="flow", noise_ratio=0.01, factor=2, patch_size=2, coupling=coupling, output_dir=coupling)
+    assert_same(weights("identity/transformer"), weights("minibatch_ot/transformer"))
+
+
+def test_a_size_may_be_written_out(workplace, images):
+    train(transformer_size="1x2x16", prior_size="2x1x8", max_train_steps=1, prior_max_train_steps=1)
+    for name, numbers in (("transformer", [1, 2, 16]), ("prior", [2, 1, 8])):
+        config = json.load(open(f"out/{name}/config.json"))
+        assert [config[k] for k in ("num_layers", "num_attention_heads", "attention_head_dim")] == numbers
 
 
 def test_runs_that_trained_apart_in_one_folder_are_assembled(workplace, images):
@@ -560,6 +590,8 @@ def parse(capsys, line: list[str], of=script) -> str:
         ("--lr_scheduler cosin", "--lr_scheduler: invalid choice"),
         ("--factor four", "--factor: invalid int value"),
         ("--pretrained_prior_model_name_or_path p --prior_size tiny", "--prior_size: is taken from the pretrained"),
+        ("--transformer_size 3x4", "--transformer_size: must be among ['nano', 'micro'"),
+        ("--coupling random", "--coupling: invalid choice"),
         ("--what 1", "unrecognized arguments: --what 1"),
     ],
 )

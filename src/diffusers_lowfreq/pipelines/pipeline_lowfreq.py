@@ -17,7 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import replace_example_docstring
+from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoding import decode_latents
@@ -26,6 +26,8 @@ from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from .pipeline_output import LowFreqPipelineOutput
 
+
+logger = logging.get_logger(__name__)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -61,7 +63,8 @@ class LowFreqPipeline(DiffusionPipeline):
         vae (`AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny`, *optional*):
             The autoencoder; without one the flow works on pixels in [-1, 1].
         prior ([`LowFreqTransformer2DModel`], *optional*):
-            The prior model of coarse latents; without one, calls need `prior_latents` or `latents`.
+            The prior model of coarse latents; without one, calls need `prior_latents` or `latents`, unless the noise
+            ratio is 1: then the source is Gaussian noise, as in ordinary flow matching.
         prior_scheduler (`SchedulerMixin`, *optional*):
             A deterministic flow-matching scheduler that takes explicit sigmas; `FlowMatchEulerDiscreteScheduler` if a
             `prior` comes without one.
@@ -98,7 +101,6 @@ class LowFreqPipeline(DiffusionPipeline):
         self._check_schedulers()
         self.register_to_config(id2label=id2label)
         self.labels = {name: int(number) for number, name in (id2label or {}).items()}
-        self.vae_scale_factor = self._get_vae_scale_factor(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
@@ -122,14 +124,30 @@ class LowFreqPipeline(DiffusionPipeline):
                     )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-    @staticmethod
-    def _get_vae_scale_factor(vae) -> int:
-        if vae is None:
+    def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
+        """
+        Save a pipeline as `DiffusionPipeline.save_pretrained` does, to safetensors files only.
+
+        `safe_serialization=False` asks for pickled weights, which `from_pretrained` would not load; it is answered with
+        a warning and safetensors files.
+        """
+        if not safe_serialization:
+            logger.warning(
+                f"{type(self).__name__} neither saves nor loads pickled weights: `safe_serialization=False` is not "
+                "followed, the weights are saved as safetensors files."
+            )
+        super().save_pretrained(save_directory, True, *args, **kwargs)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent along a side, of the autoencoder that the pipeline has now; 1 without one."""
+        if self.vae is None:
             return 1
-        ratio = getattr(vae, "spatial_compression_ratio", None)  # AutoencoderDC
+        ratio = getattr(self.vae, "spatial_compression_ratio", None)  # AutoencoderDC
         if ratio is not None:
             return ratio
-        channels = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
+        config = self.vae.config
+        channels = getattr(config, "block_out_channels", None) or config.encoder_block_out_channels
         return 2 ** (len(channels) - 1)
 
     def _check_complete(self):
@@ -189,7 +207,7 @@ class LowFreqPipeline(DiffusionPipeline):
             class_labels = class_labels.tolist()
         if isinstance(class_labels, (int, str, np.integer)):
             class_labels = [class_labels]
-        if not isinstance(class_labels, (list, tuple, np.ndarray)) or np.ndim(class_labels) == 0:
+        if not isinstance(class_labels, (list, tuple, np.ndarray)) or getattr(class_labels, "ndim", 1) == 0:
             raise ValueError(f"`class_labels` must be a class name or number or a list of them, got {class_labels!r}.")
         num_classes = getattr(self.transformer.config, "num_classes", None)
         if num_classes is None:
@@ -198,6 +216,8 @@ class LowFreqPipeline(DiffusionPipeline):
             raise ValueError("`class_labels` must hold at least one label, got an empty list.")
         ids = []
         for label in class_labels:
+            if isinstance(label, (list, tuple)) and len(label) == 1:  # a column of labels, as DiTPipeline takes it
+                label = label[0]
             if isinstance(label, str):
                 if label not in self.labels:
                     raise ValueError(f"`class_labels` must be among {sorted(self.labels)}, got {label!r}.")
@@ -261,8 +281,14 @@ class LowFreqPipeline(DiffusionPipeline):
         latent_height, latent_width = height // self.vae_scale_factor, width // self.vae_scale_factor
         if latents is not None and prior_latents is not None:
             raise ValueError("Pass `latents` (the source) or `prior_latents` (the coarse latent), not both.")
-        if latents is None and prior_latents is None and self.prior is None:
+        alpha = self.scheduler.config.noise_ratio if noise_ratio is None else noise_ratio
+        if latents is None and prior_latents is None and self.prior is None and alpha < 1:
             raise ValueError("`prior_latents` or `latents` must be given: this pipeline has no `prior`.")
+        if self.prior is not None and self.prior.config.in_channels != channels:
+            raise ValueError(
+                f"`prior` must make coarse latents of the {channels} channels of the `transformer`, got "
+                f"{self.prior.config.in_channels}."
+            )
         for name, value, shape in (
             ("latents", latents, (batch_size, channels, latent_height, latent_width)),
             ("prior_latents", prior_latents, (batch_size, channels, latent_height // factor, latent_width // factor)),
@@ -617,7 +643,11 @@ class LowFreqPipeline(DiffusionPipeline):
         self.scheduler.set_begin_index(0)
         self._num_timesteps = len(self.scheduler.timesteps)
 
-        # 3. The coarse latent, from the prior model unless it is given
+        # 3. The coarse latent, from the prior model unless it is given; a source that is all noise needs none
+        alpha = self.scheduler.config.noise_ratio if noise_ratio is None else noise_ratio
+        if latents is None and prior_latents is None and alpha == 1:
+            shape = (batch_size, *self._latent_shape)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.transformer.dtype)
         if latents is None and prior_latents is None:
             prior_latents = self.prepare_prior_latents(
                 batch_size,
@@ -641,7 +671,6 @@ class LowFreqPipeline(DiffusionPipeline):
         # 5. The flow
         condition = {}
         if self._takes_noise_ratio:
-            alpha = self.scheduler.config.noise_ratio if noise_ratio is None else noise_ratio
             condition["noise_ratio"] = torch.full((batch_size,), alpha, device=device)
         latents = self._denoise(
             self.transformer,

@@ -144,6 +144,10 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"`{key}` of the configuration must be False: {cls.__name__} does not have it.")
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        return [cls]  # as every scheduler is to itself; the mixin would look for its name in diffusers
+
     # ------------------------------------------------------------------------------------------------ the source
 
     def check_noise_ratio(self, noise_ratio: float) -> float:

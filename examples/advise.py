@@ -1,0 +1,379 @@
+#!/usr/bin/env python
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Look at an autoencoder and some images before anyone trains, and suggest a projection, a factor and a noise ratio.
+
+    python examples/advise.py --train_data_dir my_images --resolution 256 \
+        --pretrained_vae_model_name_or_path my_vae --output out/advice
+    accelerate launch examples/train_lowfreq.py --config out/advice/config.json --train_data_dir my_images \
+        --pretrained_vae_model_name_or_path my_vae --output_dir out/model
+
+The images are encoded a batch at a time and forgotten, save for the few of the coupling check. The rule behind the
+suggestion is `suggest` below.
+"""
+
+import argparse
+import json
+import os
+import platform
+import textwrap
+from itertools import islice
+
+import torch
+from tqdm.auto import tqdm
+
+import diffusers
+import diffusers_lowfreq
+from diffusers import AutoModel
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers_lowfreq import LowFreqFlowMatchScheduler
+from diffusers_lowfreq.autoencoding import encode_images, normalize_latents, set_latent_statistics
+from diffusers_lowfreq.evaluation import coupling_check, radial_power_spectrum, spectrum_frequencies
+from diffusers_lowfreq.evaluation.source_statistics import SourceStatistics
+from diffusers_lowfreq.projections import PROJECTIONS
+from diffusers_lowfreq.training import keyed_generator, load_images, machine_kind
+
+
+FACTORS = (2, 4, 8)
+NOISE_RATIOS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+MIN_ENERGY = 0.6  # of a factor that is worth its coarseness
+TIE = 0.03  # of energy, within which bicubic is preferred
+MIN_IDENTITY = 0.999  # of pairs that an exact assignment leaves alone
+SUGGESTED_NOISE_RATIOS = (0.3, 0.4, 0.5)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--dataset_name", help="name of a dataset on the Hub")
+    parser.add_argument("--dataset_config_name")
+    parser.add_argument("--train_data_dir", help="local folder of images or parquet files, or one parquet file")
+    parser.add_argument("--image_column", default="image")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--pretrained_vae_model_name_or_path", help="any autoencoder of diffusers; none: pixels")
+    parser.add_argument("--vae_subfolder")
+    parser.add_argument("--revision")
+    parser.add_argument("--variant")
+    parser.add_argument("--num_images", type=int, default=1000, help="chosen by seed")
+    parser.add_argument("--num_pairs", type=int, default=500, help="images of the coupling check, kept in memory")
+    parser.add_argument("--batch_size", type=int, default=16, help="images per encoder call")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to encode")
+    parser.add_argument("--output", default="out/advice", help="folder of config.json, advice.json and spectrum.png")
+    args = parser.parse_args(argv)
+    for name, least in {"resolution": 1, "num_images": 1, "num_pairs": 2, "batch_size": 1}.items():
+        if getattr(args, name) < least:
+            parser.error(f"argument --{name}: must be at least {least}, got {getattr(args, name)}")
+    return args
+
+
+def load_vae(args):
+    """Load the autoencoder as the training script does, or return `None` for pixels."""
+    name = args.pretrained_vae_model_name_or_path
+    if name is None:
+        return None
+    try:
+        vae = AutoModel.from_pretrained(
+            name,
+            subfolder=args.vae_subfolder,
+            revision=args.revision,
+            variant=args.variant,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        where = f"{name!r}" + (f" with `vae_subfolder` {args.vae_subfolder!r}" if args.vae_subfolder else "")
+        raise ValueError(
+            f"`pretrained_vae_model_name_or_path` must be the folder or the Hub name of an autoencoder of diffusers in "
+            f"safetensors (`vae_subfolder` vae for the one inside a pipeline), got {where}: {error}"
+        ) from error
+    if not hasattr(vae, "encode"):
+        raise ValueError(
+            f"`pretrained_vae_model_name_or_path` must be an autoencoder, got {name!r}, a {type(vae).__name__}."
+        )
+    return vae.to(args.device).eval()
+
+
+def batches(images, indices, batch_size):
+    """Yield batches of images in [-1, 1], as float32 tensors of shape (batch, 3, height, width)."""
+    readable = (image for _, image in images.decode_all(indices))
+    while batch := list(islice(readable, batch_size)):
+        yield torch.stack(batch).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def measure(args, images, vae):
+    """Go through the images once; return the running sums, the spectrum and the samples of the coupling check."""
+    order = torch.randperm(len(images), generator=keyed_generator(args.seed, "images"))
+    indices = order[: args.num_images].tolist()
+    statistics, power, kept = None, 0.0, []
+    with tqdm(total=len(indices), desc="measure", unit=" images") as progress:
+        for batch in batches(images, indices, args.batch_size):
+            if vae is not None:
+                batch = encode_images(vae, batch.to(args.device, vae.dtype), normalize=False).float().cpu()
+            height, width = batch.shape[-2:]
+            if statistics is None:
+                factors = [factor for factor in FACTORS if height % factor == width % factor == 0]
+                if not factors:
+                    raise ValueError(
+                        f"`resolution` {args.resolution} must give samples whose sides one of the factors "
+                        f"{list(FACTORS)} divides, got {height}x{width}."
+                    )
+                statistics = SourceStatistics(PROJECTIONS, factors, unit_scale=vae is not None)
+            statistics.update(batch)
+            # One spectrum per channel: its scale is known only at the end
+            spectrum = radial_power_spectrum(batch.flatten(0, 1)[:, None])
+            power = power + spectrum.unflatten(0, batch.shape[:2]).sum(0)
+            kept += batch[: max(0, args.num_pairs - len(kept))].unbind()
+            progress.update(len(batch))
+    if statistics is None:
+        raise ValueError(f"`train_data_dir`: none of the {len(indices)} images can be read. The log above names them.")
+    if len(kept) < 2:
+        raise ValueError(f"`num_images` must leave at least two readable images for a coupling, got {len(kept)}.")
+    sample = torch.stack(kept)
+    if vae is not None:
+        set_latent_statistics(vae, statistics.mean.tolist(), statistics.std.tolist())
+        sample = normalize_latents(vae, sample)
+        power = power / statistics.std[:, None] ** 2
+    # In units of Gaussian noise, whose power is spread evenly over height x width frequencies
+    power = (power / statistics.num_samples).mean(0) * height * width
+    return statistics, power, sample, len(indices) - statistics.num_samples
+
+
+def couple(noise, statistics, sample):
+    """Return the rows of the advice, one per projection and factor: energy, path length and identity share."""
+    gaussian = coupling_check(noise, sample)  # alpha = 1 is the same for all
+    rows = []
+    with tqdm(
+        total=len(statistics.projections) * (len(NOISE_RATIOS) - 1), desc="couple", unit=" couplings"
+    ) as progress:
+        for projection, factor in statistics.projections:
+            checks = []
+            for noise_ratio in NOISE_RATIOS[:-1]:
+                scheduler = LowFreqFlowMatchScheduler(projection=projection, factor=factor, noise_ratio=noise_ratio)
+                checks.append(coupling_check(scheduler.make_source_from_sample(sample, noise), sample))
+                progress.update()
+            rows.append(
+                {
+                    "projection": projection,
+                    "factor": factor,
+                    "energy_kept": statistics.energy_kept(projection, factor),
+                    "prior_cost": 1 / factor**2,
+                    "path_length": [statistics.path_length(projection, factor, a) for a in NOISE_RATIOS],
+                    "identity_share": [check.identity_fraction for check in (*checks, gaussian)],
+                    "cost_ratio": [check.cost_ratio for check in (*checks, gaussian)],
+                }
+            )
+    return rows
+
+
+def suggest(rows, num_pairs):
+    """
+    Choose a row and a noise ratio, and say why.
+
+    1. Projection, for each factor: the one that keeps most energy, or bicubic if it keeps at most `TIE` less.
+    2. Factor: the largest whose projection keeps at least `MIN_ENERGY`, or else the smallest.
+    3. Noise ratio: the largest of `SUGGESTED_NOISE_RATIOS` that keeps `MIN_IDENTITY` of the pairs, or else the smallest.
+    """
+    best = {}
+    for factor in sorted({row["factor"] for row in rows}):
+        candidates = [row for row in rows if row["factor"] == factor]
+        most = max(candidates, key=lambda row: row["energy_kept"])
+        bicubic = next(row for row in candidates if row["projection"] == "bicubic")
+        best[factor] = (bicubic if bicubic["energy_kept"] >= most["energy_kept"] - TIE else most), most
+    enough = [factor for factor, (row, _) in best.items() if row["energy_kept"] >= MIN_ENERGY]
+    factor = max(enough) if enough else min(best)
+    row, most = best[factor]
+    energy = {f: f"factor {f} {chosen['energy_kept']:.0%}" for f, (chosen, _) in best.items()}
+
+    reasons = []
+    if enough:
+        text = f"Factor {factor}: the largest that keeps at least {MIN_ENERGY:.0%} of the energy ("
+        reasons.append(text + f"{', '.join(energy.values())}); the flow has the other {1 - row['energy_kept']:.0%}.")
+    else:
+        text = f"Factor {factor}: no factor keeps {MIN_ENERGY:.0%} of the energy ({', '.join(energy.values())}), "
+        text += f"so this is the smallest. The flow has most of the work or nearly so ({1 - row['energy_kept']:.0%} of the "
+        reasons.append(text + "energy): expect little from the method with these samples.")
+    text = f"At equal patch size and depth a step of the prior model costs about 1/{factor**2} of a step of the flow. "
+    if factor < 4:
+        text += "That is more than a tenth: give the prior a larger patch size or fewer layers, since the method pays "
+        text += "only if the prior is cheap."
+    else:
+        text += "The method pays only if the prior is that cheap and right in one or two steps."
+    finer = [f for f in best if f < factor]
+    if finer:
+        text += f" Factor {max(finer)} would keep {best[max(finer)][0]['energy_kept']:.0%} at 1/{max(finer) ** 2}; "
+        text += "which of the two gives better images is not something that this measures."
+    reasons.append(text)
+    if row is most:
+        reasons.append(f"Projection {row['projection']}: it keeps the most energy at this factor.")
+    else:
+        reasons.append(
+            f"Projection bicubic: it keeps {row['energy_kept']:.1%}, {most['projection']} {most['energy_kept']:.1%}; "
+            f"within {100 * TIE:.0f} points bicubic is preferred, since its coarse pictures have neither blocks nor "
+            "ringing."
+        )
+
+    share = dict(zip(NOISE_RATIOS, row["identity_share"]))
+    passed = [a for a in SUGGESTED_NOISE_RATIOS if share[a] >= MIN_IDENTITY]
+    noise_ratio = max(passed) if passed else min(SUGGESTED_NOISE_RATIOS)
+    path = dict(zip(NOISE_RATIOS, row["path_length"]))
+    text = f"Noise ratio {noise_ratio}: "
+    if passed:
+        text += f"the largest of {', '.join(map(str, SUGGESTED_NOISE_RATIOS))} at which an exact assignment of "
+        text += f"{num_pairs} pairs keeps at least {MIN_IDENTITY:.1%} of them ({share[noise_ratio]:.1%}). "
+    else:
+        text += f"the least that is suggested, although an exact assignment of {num_pairs} pairs keeps only "
+        text += f"{share[noise_ratio]:.1%} of them: pairs cross. " + ("Take a finer factor. " if finer else "")
+    text += f"The mean squared path is {path[noise_ratio]:.2f} per element, from Gaussian noise {path[1.0]:.2f}. "
+    text += "Nothing above 0.5 is suggested: that is the paper's choice, and above it the path only grows."
+    reasons.append(text)
+    reasons.append(
+        "In high dimension the assignment is passed easily, and more pairs make it harder: a share below 100% is a "
+        "warning, 100% says little about the quality of images. After training, choose the noise ratio on generated "
+        "coarse latents (`--noise_ratio_range` trains over a range)."
+    )
+    return {"projection": row["projection"], "factor": factor, "noise_ratio": noise_ratio}, reasons
+
+
+def tables(rows, num_pairs):
+    """Lay the figures out as text."""
+    factors = sorted({row["factor"] for row in rows})
+    lines = ["Energy kept by T(x), of the variance about the mean per channel"]
+    lines.append(f"{'':12}" + "".join(f"{f'factor {f}':>10}" for f in factors))
+    for projection in PROJECTIONS:
+        shares = (row["energy_kept"] for row in rows if row["projection"] == projection)
+        lines.append(f"{projection:12}" + "".join(f"{share:>10.1%}" for share in shares))
+    lines.append(f"{'prior step':12}" + "".join(f"{1 / f**2:>10.1%}" for f in factors) + "   of a step of the flow")
+    for title, key, form in (
+        ("Path length E||source - x||^2 per element, by noise ratio", "path_length", ".2f"),
+        (f"Share of pairs that an exact assignment of {num_pairs} keeps, by noise ratio", "identity_share", ".1%"),
+    ):
+        lines += ["", title, f"{'':12}{'factor':>6}" + "".join(f"{a:>8}" for a in NOISE_RATIOS)]
+        for row in rows:
+            values = "".join(f"{value:>8{form}}" for value in row[key])
+            lines.append(f"{row['projection']:12}{row['factor']:>6}{values}")
+    return "\n".join(lines)
+
+
+def draw(path, frequency, power, source_power, rows, suggestion, what):
+    """Draw the spectrum of samples and source, and the energy kept by factor."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    factors = sorted({row["factor"] for row in rows})
+    alpha, factor = suggestion["noise_ratio"], suggestion["factor"]
+    # Three colours of Okabe and Ito, each with a line style and a marker of its own
+    left.loglog(frequency, power, color="#000000", linewidth=2, label="samples")
+    label = f"source: {suggestion['projection']}, factor {factor}, noise ratio {alpha}"
+    left.loglog(frequency, source_power, color="#D55E00", linewidth=2, linestyle="--", label=label)
+    left.axhline(1, color="#0072B2", linewidth=2, linestyle=":", label="Gaussian noise")
+    gray = {"fontsize": 9, "color": "0.35"}
+    for f in factors:
+        left.axvline(0.5 / f, color="0.75", linewidth=1, zorder=0)
+        left.annotate(f" factor {f}", (0.5 / f, 0.02), xycoords=("data", "axes fraction"), rotation=90, **gray)
+    ticks = [2**k for k in range(1, 12) if 0.5**k >= frequency[0]]
+    left.set_xticks([1 / tick for tick in ticks], [f"1/{tick}" for tick in ticks])
+    left.minorticks_off()
+    left.set(xlabel="radial frequency, cycles per pixel of the sample", ylabel="power, Gaussian noise = 1")
+    left.set_title(f"Spectrum of {what}")
+    left.legend(fontsize=9)
+    for projection, color, line, marker in zip(
+        PROJECTIONS, ("#000000", "#D55E00", "#0072B2"), ("-", "--", ":"), "osD"
+    ):
+        own = [100 * row["energy_kept"] for row in rows if row["projection"] == projection]
+        right.plot(factors, own, color=color, linestyle=line, marker=marker, linewidth=2, label=projection)
+    right.axhline(100 * MIN_ENERGY, color="0.6", linewidth=1, zorder=0)
+    text = f" {MIN_ENERGY:.0%}: enough for the suggestion"
+    right.annotate(text, (0, 100 * MIN_ENERGY), xycoords=("axes fraction", "data"), va="bottom", **gray)
+    right.set_xscale("log", base=2)
+    right.set_xticks(factors, [str(f) for f in factors])
+    right.minorticks_off()
+    right.set(xlabel="factor", ylabel="energy kept by T(x), %", ylim=(0, 103), title="What the coarse latent carries")
+    right.legend(fontsize=9, loc="lower left")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(args):
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "batch_size")}
+    path = os.path.join(args.output, "advice.json")
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file).get("settings", {})
+        changed = [k for k in settings if before.get(k) != settings[k]]
+        if changed:
+            raise ValueError(
+                f"`output` {args.output!r} holds the advice of other settings ({', '.join(changed)}): choose another folder."
+            )
+    images = load_images(
+        args.dataset_name,
+        args.train_data_dir,
+        resolution=args.resolution,
+        dataset_config_name=args.dataset_config_name,
+        image_column=args.image_column,
+        label_column=None,
+    )
+    vae = load_vae(args)
+    statistics, power, sample, skipped = measure(args, images, vae)
+    noise = randn_tensor(sample.shape, generator=keyed_generator(args.seed, "noise"))
+    rows = couple(noise, statistics, sample)
+    suggestion, reasons = suggest(rows, len(sample))
+
+    scheduler = LowFreqFlowMatchScheduler(**suggestion)
+    source_power = radial_power_spectrum(scheduler.make_source_from_sample(sample, noise)).mean(0)
+    source_power *= sample.shape[-2] * sample.shape[-1]
+    # Without frequency zero, which holds the mean: of raw latents it says nothing
+    frequencies, power, source_power = spectrum_frequencies(*sample.shape[-2:])[1:], power[1:], source_power[1:]
+    what = f"{'x'.join(map(str, statistics.shape))} {'pixels' if vae is None else 'latents at unit scale'}"
+    advice = {
+        "suggestion": suggestion,
+        "reasons": reasons,
+        "rule": {
+            "least_energy": MIN_ENERGY,
+            "bicubic_within": TIE,
+            "least_identity_share": MIN_IDENTITY,
+            "noise_ratios": SUGGESTED_NOISE_RATIOS,
+        },
+        "settings": settings,
+        "num_images": statistics.num_samples,
+        "num_images_skipped": skipped,
+        "num_pairs": len(sample),
+        "autoencoder": None if vae is None else type(vae).__name__,
+        "sample_shape": statistics.shape,
+        "raw_mean": statistics.mean.tolist(),
+        "raw_std": statistics.std.tolist(),
+        "scale": "as in training: pixels in [-1, 1]" if vae is None else "zero mean and unit variance per channel",
+        "noise_ratios": NOISE_RATIOS,
+        "rows": rows,
+        "spectrum": {  # in units of Gaussian noise, without the mean over the sample
+            "frequencies": frequencies.tolist(),
+            "power": power.tolist(),
+            "source_power": source_power.tolist(),
+        },
+        "machine": machine_kind(),
+        "versions": {
+            "diffusers_lowfreq": diffusers_lowfreq.__version__,
+            "diffusers": diffusers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    os.makedirs(args.output, exist_ok=True)
+    draw(os.path.join(args.output, "spectrum.png"), frequencies, power, source_power, rows, suggestion, what)
+    for name, value in (("config.json", {"resolution": args.resolution, **suggestion}), ("advice.json", advice)):
+        with open(os.path.join(args.output, name), "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+    print(f"{statistics.num_samples} images, {skipped} skipped as unreadable: {what}\n")
+    print(tables(rows, len(sample)))
+    print(f"\nSuggested: projection {suggestion['projection']}, factor {suggestion['factor']}, ", end="")
+    print(f"noise ratio {suggestion['noise_ratio']}")
+    for reason in reasons:
+        print(textwrap.fill(reason, 110, initial_indent="  - ", subsequent_indent="    "))
+    print(f"\nWrote config.json (for train_lowfreq.py --config), advice.json and spectrum.png to {args.output}")
+
+
+if __name__ == "__main__":
+    main(parse_args())
