@@ -18,6 +18,7 @@ from itertools import product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from graders import Grader
 from tqdm.auto import tqdm
 
@@ -36,6 +37,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("--grader", required=True, help="a folder of `train_features.py`, or a TorchScript file")
+    parser.add_argument("--grader_resolution", type=int, help="images are resized to it for the grader")
     parser.add_argument("--data", required=True, help="images to compare with: a folder, or parquet files")
     parser.add_argument("--split", required=True, help="what results call these images")
     parser.add_argument("--cache_dir", default="out/grader-cache")
@@ -57,8 +59,9 @@ def parse_args(argv=None):
 class Extractor(torch.nn.Module):
     """A grader of `train_features.py` or a TorchScript extractor; remembers which images it took for what they are."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, resolution: int | None = None):
         super().__init__()
+        self.resolution = resolution
         self.name = os.path.basename(path.rstrip("/"))
         if os.path.isfile(path):
             self.network = torch.jit.load(path, map_location="cpu").eval()
@@ -67,6 +70,9 @@ class Extractor(torch.nn.Module):
         self.classes = []
 
     def forward(self, images):
+        if self.resolution is not None:
+            size = (self.resolution, self.resolution)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         output = self.network(images)
         if isinstance(output, tuple):
             self.classes.append(output[0].argmax(1))
@@ -86,7 +92,7 @@ class Reference:
         self.cache = LatentCache.build(images, None, cache_dir, progress=tqdm)
         self.order = torch.randperm(len(self.cache), generator=keyed_generator(seed, "test")).tolist()
         self.extractor, self.split = extractor, split
-        self.statistics = FeatureStatistics(extractor, extractor.name, split)
+        self.statistics = FeatureStatistics(extractor, extractor.name, split, max_features=2000)
         classes, spectra = [], []
         for start in tqdm(range(0, len(self.cache), 500), desc=f"features of {split}"):
             images, labels = self.batch(start, start + 500)
@@ -277,7 +283,7 @@ def main():
     size = network.config.sample_size
     scale = pipe.vae_scale_factor if getattr(pipe, "vae", None) is not None else 1
     resolution = (size if isinstance(size, int) else size[0]) * scale
-    extractor = Extractor(args.grader)
+    extractor = Extractor(args.grader, args.grader_resolution)
     reference = Reference(args.data, args.split, resolution, extractor, args.cache_dir, args.seed)
     result = {
         "pipeline": os.path.basename(args.pipeline.rstrip("/")),

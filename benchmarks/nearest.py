@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--train_data", required=True)
     parser.add_argument("--cache_dir", default="out/grader-cache")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--guidance_scale", type=float, default=3.0)
+    parser.add_argument("--guidance_scale", type=float, default=4.0)
     parser.add_argument("--num_neighbours", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

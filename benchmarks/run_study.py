@@ -76,7 +76,7 @@ def main():
         raise ValueError(f"`runs` must be among {list(study['runs'])}, got {sorted(unknown)}.")
     folder = os.path.join(args.work_dir, f"{args.study}-{args.tier}")
     path = args.output or os.path.join(ROOT, "benchmarks/results", f"{args.study}-{args.tier}.json")
-    extractor = Extractor(args.grader)
+    extractor = Extractor(args.grader, tier["evaluate"].get("grader_resolution"))
     evaluation = {"pipeline": "-", "grader": args.grader, "data": args.test_data, "split": "test", "output": path}
     evaluation |= tier["evaluate"]
     header = {"study": args.study, "question": study["question"], "tier": args.tier, "settings": tier}

@@ -27,8 +27,12 @@ from diffusers import AutoModel
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqFlowMatchScheduler
 from diffusers_lowfreq.autoencoding import encode_images, normalize_latents, set_latent_statistics
-from diffusers_lowfreq.evaluation import coupling_check, radial_power_spectrum, spectrum_frequencies
-from diffusers_lowfreq.evaluation.source_statistics import SourceStatistics
+from diffusers_lowfreq.evaluation import (
+    SourceStatistics,
+    coupling_check,
+    radial_power_spectrum,
+    spectrum_frequencies,
+)
 from diffusers_lowfreq.projections import PROJECTIONS
 from diffusers_lowfreq.training import keyed_generator, load_images, machine_kind
 

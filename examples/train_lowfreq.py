@@ -17,6 +17,7 @@ import os
 import re
 import time
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from diffusers.utils import check_min_version, make_image_grid
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
 from diffusers_lowfreq.autoencoding import normalize_latents, set_latent_statistics
-from diffusers_lowfreq.couplings import minibatch_optimal_transport
+from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
 from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.models import SIZES
 from diffusers_lowfreq.objectives import FlowMatching
@@ -117,7 +118,9 @@ def parse_args(argv=None):
     group.add_argument("--noise_ratio", type=float, default=0.5, help=FROM_PIPELINE)
     group.add_argument("--noise_ratio_range", type=float, nargs=2, help=f"train over a range; {FROM_PIPELINE}")
     group.add_argument("--coupling", choices=["identity", "minibatch_ot"], default="identity", help="of the flow")
-    group.add_argument("--prior_coupling", choices=["minibatch_ot", "independent"], default="minibatch_ot")
+    group.add_argument(
+        "--prior_coupling", choices=["minibatch_ot", "semi_discrete", "independent"], default="minibatch_ot"
+    )
 
     group = parser.add_argument_group("objective")
     group.add_argument("--time_sampling", choices=["uniform", "logit_normal"], default="uniform")
@@ -273,10 +276,8 @@ def build_pipeline(args, cache_latents):
     if prior is None and args.train != "flow":
         # D(x) is smaller than x: measure it, so that the prior model works at unit scale.
         total = square = count = 0
-        indices = range(0, len(cache), max(1, len(cache) // 65_536))
-        for start in range(0, len(indices), 1024):
-            sample = cache.__getitems__([(i, False) for i in indices[start : start + 1024]])["sample"]
-            low = scheduler.projection.downsample(normalize_latents(vae, sample) if vae is not None else sample)
+        items = [(i, False) for i in range(0, len(cache), max(1, len(cache) // 65_536))]
+        for low, _ in coarse_latents(cache, items, vae, scheduler):
             total = total + low.double().sum((0, 2, 3))
             square = square + low.double().square().sum((0, 2, 3))
             count += low.numel() // channels
@@ -292,6 +293,14 @@ def build_pipeline(args, cache_latents):
         )
     prior_scheduler = FlowMatchEulerDiscreteScheduler() if prior is not None else None
     return LowFreqPipeline(transformer, scheduler, vae, prior, prior_scheduler, id2label), cache
+
+
+def coarse_latents(cache, items, vae, scheduler):
+    """Yield D(x) and the labels of cached items, in batches."""
+    for start in range(0, len(items), 1024):
+        batch = cache.__getitems__(items[start : start + 1024])
+        sample = normalize_latents(vae, batch["sample"]) if vae is not None else batch["sample"]
+        yield scheduler.projection.downsample(sample), batch["label"]
 
 
 def train(part, pipeline, cache, args):
@@ -358,6 +367,13 @@ def train(part, pipeline, cache, args):
         low_mean = torch.tensor(model.config.sample_mean or [0.0], device=device).view(-1, 1, 1)
         low_std = torch.tensor(model.config.sample_std or [1.0], device=device).view(-1, 1, 1)
     coupling = args.prior_coupling if is_prior else args.coupling
+    if coupling == "semi_discrete":
+        items = [(i, flip) for flip in (False, True)[: 1 + args.random_flip] for i in range(len(cache))]
+        low, labels = (torch.cat(parts) for parts in zip(*coarse_latents(cache, items, vae, scheduler)))
+        low = (low.to(device) - low_mean) / low_std
+        semi_discrete = SemiDiscreteCoupling(low, labels.to(device) if num_classes is not None else None)
+        bar = partial(tqdm, desc="semi-discrete coupling", disable=not accelerator.is_local_main_process)
+        semi_discrete.fit(generator=keyed_generator(args.seed, "semi-discrete"), progress=bar)
     noise_ratio_range = None if is_prior else scheduler.config.noise_ratio_range
     if args.report_to:
         accelerator.init_trackers(f"train_{part}", config={k: str(v) for k, v in vars(args).items()})
@@ -387,14 +403,16 @@ def train(part, pipeline, cache, args):
                     noise_ratio = lowest + (highest - lowest) * uniform(len(sample), generators, device)
                     condition["noise_ratio"] = noise_ratio
                 source = scheduler.make_source_from_sample(sample, noise, noise_ratio)
-            if coupling == "minibatch_ot":
-                labels = batch["label"].to(device) if num_classes is not None else None
+            labels = batch["label"].to(device) if num_classes is not None else None
+            if coupling == "semi_discrete":  # here the noise chooses its sample, of the label of the batch
+                sample = low[semi_discrete.assign(source, labels)]
+            elif coupling == "minibatch_ot":
                 order = minibatch_optimal_transport(source, sample, labels)
                 source, condition = source[order], {k: v[order] for k, v in condition.items()}
             # 2. The label, dropped now and then so that the model can be guided.
             if num_classes is not None:
                 drop = uniform(len(sample), generators, device) < args.label_dropout
-                condition["class_labels"] = batch["label"].to(device).masked_fill(drop, num_classes)
+                condition["class_labels"] = labels.masked_fill(drop, num_classes)
             # 3. The loss and the step.
             with accelerator.autocast():
                 loss = objective(wrapped, source, sample, generator=generators, **condition).mean()

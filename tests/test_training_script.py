@@ -217,6 +217,14 @@ def test_the_identity_coupling_is_its_own_minibatch_optimum(workplace, images):
     assert_same(weights("identity/transformer"), weights("minibatch_ot/transformer"))
 
 
+def test_the_prior_trains_on_the_semi_discrete_coupling(workplace, images):
+    train(train="prior", prior_coupling="semi_discrete")
+    train(train="prior", prior_coupling="semi_discrete", output_dir="again")
+    assert_same(weights("again/prior"), weights("out/prior"))
+    train(train="prior", prior_coupling="independent", output_dir="independent")
+    assert differ(weights("independent/prior"), weights("out/prior"))
+
+
 def test_a_size_may_be_written_out(workplace, images):
     train(transformer_size="1x2x16", prior_size="2x1x8", max_train_steps=1, prior_max_train_steps=1)
     for name, numbers in (("transformer", [1, 2, 16]), ("prior", [2, 1, 8])):

@@ -2,7 +2,15 @@
 """Couplings between sources and samples. The identity coupling of the low-frequency source needs no code: row i of the
 source *is* made from row i of the samples."""
 
+from collections.abc import Callable, Iterable
+
 import torch
+
+from diffusers.utils.torch_utils import randn_tensor
+
+
+# Elements of the largest piece of a cost matrix that is held at a time: 64 MiB in float32
+_PIECE = 2**24
 
 
 def minibatch_optimal_transport(
@@ -44,3 +52,225 @@ def minibatch_optimal_transport(
         rows, columns = linear_sum_assignment(cost[members][:, members].numpy())
         order[members[rows]] = members[columns]
     return order.to(source.device)
+
+
+def _nearest(source: torch.Tensor, points: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Find for each row of the source the point with the largest `2 <source, point> + bias`, piece by piece."""
+    nearest = []
+    for rows in source.split(max(1, _PIECE // len(points))):
+        scores = torch.addmm(bias, rows, points.T, alpha=2)
+        # On the CPU PyTorch's argmax takes as long as the product itself, NumPy's a tenth of that
+        on_cpu = scores.device.type == "cpu"
+        nearest.append(torch.from_numpy(scores.numpy().argmax(1)) if on_cpu else scores.argmax(1))
+    return torch.cat(nearest)
+
+
+class SemiDiscreteCoupling:
+    """
+    Couple Gaussian noise with a whole data set by semi-discrete optimal transport, in squared Euclidean cost.
+
+    The noise space is cut into cells (eq. 1 below), one for each sample, all of the mass `1 / N`; noise is paired with
+    the sample of its cell. The weights `g` that make the masses equal maximise the concave dual (Genevay et al. 2016,
+    arXiv 1605.08527, semi-discrete case without regularisation)
+
+        E_z[min_i |z - x_i|^2 - g_i] + mean(g),   with the gradient   1 / N - P(z in cell i)
+
+    and are fitted once, before training, by averaged stochastic gradient ascent. AlignFlow (Kong et al. 2025, arXiv
+    2510.15038) brought this coupling to flow matching; its fit is entropic, this one is not. With labels each class has
+    its own problem, so that the source of every class stays Gaussian.
+
+    The noise stays Gaussian whatever the weights. What depends on the fit is how often each sample is seen: look at
+    [`~SemiDiscreteCoupling.count_hits`]. The first weights equalise the masses for samples whose scores are independent
+    normal numbers, `g_i = |x_i|^2 - 2 q |x_i - mean|` with `q` the normal quantile of `1 - 1 / (N + 1)`. (From zero
+    weights, in high dimension, few short samples are nearest to all noise.) The unit of the steps is the mean gap
+    between the two best scores, the change of a weight that changes its mass by a factor of about e.
+
+    It needs one float32 copy of the samples, on their device (while it is built, float64 ones of one class), and 64 MiB;
+    a draw costs one product with the samples of each class. Equal samples compete for one cell: keep one of them.
+
+    On 50,000 coarse latents of CIFAR-10 (8x4x4, 10 classes, unit variance) the default fit takes 67 s on one core. The
+    mean squared distance is then 184; in batches of 256 exact assignment within the class has 220, chance 256. Zero
+    weights leave 79 % of the samples without a hit in 10 draws each; after the fit none is without one in 40, and the
+    masses vary by 18 % (standard deviation) around their mean.
+
+    Args:
+        samples (`torch.Tensor` of shape `(num_samples, ...)`):
+            All data, in the units in which the flow is trained.
+        labels (`torch.Tensor` of shape `(num_samples,)`, *optional*):
+            Classes of the samples, integers.
+
+    Attributes:
+        weights (`torch.Tensor` of shape `(num_samples,)`, float64):
+            The dual weights `g`, with mean zero in each class. They may be stored and set again.
+
+    Raises:
+        ValueError: If there are no samples, they are not finite, or the labels do not fit them.
+    """
+
+    def __init__(self, samples: torch.Tensor, labels: torch.Tensor | None = None):
+        if samples.ndim < 2 or samples.numel() == 0:
+            raise ValueError(f"`samples` must have shape (num_samples >= 1, ...), got {tuple(samples.shape)}.")
+        if not samples.isfinite().all():
+            rows = (~samples.flatten(1).isfinite().all(1)).sum().item()
+            raise ValueError(f"`samples` must be finite, got {rows} of {len(samples)} rows that are not.")
+        if labels is not None:
+            self._check_labels(labels, len(samples))
+        self._shape = samples.shape[1:]
+        self._num_samples, self._device = len(samples), samples.device
+        self._labeled = labels is not None
+        labels = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels
+        labels = labels.to(samples.device)
+        self.weights = torch.empty(len(samples), dtype=torch.float64, device=samples.device)
+        # label -> (rows, centred samples, squared lengths): a shift of all samples moves no noise to another cell
+        self._classes = {}
+        for label in labels.unique().tolist():
+            rows = (labels == label).nonzero()[:, 0]
+            points = samples[rows].flatten(1).double()
+            squares = points.square().sum(1)
+            points = points - points.mean(0)
+            quantile = torch.special.ndtri(torch.tensor(1 - 1 / (len(rows) + 1), dtype=torch.float64)).item()
+            weights = squares - 2 * quantile * points.norm(dim=1)
+            self.weights[rows] = weights - weights.mean()
+            self._classes[label] = (rows, points.float(), squares)
+
+    @staticmethod
+    def _check_labels(labels: torch.Tensor, num: int):
+        if labels.shape != (num,) or labels.is_floating_point():
+            got = f"{tuple(labels.shape)} of {labels.dtype}"
+            raise ValueError(f"`labels` must have shape ({num},) and hold integers, got {got}.")
+
+    def _bias(self, label: int) -> torch.Tensor:
+        rows, _, squares = self._classes[label]
+        bias = self.weights[rows] - squares
+        return (bias - bias.mean()).float()
+
+    def _draw(self, batch_size: int, generator: torch.Generator | None) -> torch.Tensor:
+        shape = (batch_size, self._shape.numel())
+        return randn_tensor(shape, generator=generator, device=self._device, dtype=torch.float32)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        num_steps: int = 1000,
+        batch_size: int = 256,
+        generator: torch.Generator | None = None,
+        progress: Callable[[Iterable], Iterable] | None = None,
+    ):
+        """
+        Improve the weights by averaged stochastic gradient ascent; a second call goes on from where they are.
+
+        One step draws `batch_size` noises, the same for every class, of which each sample of a class of `n` gets
+        `r = batch_size / n` on average. Step k changes a weight by `unit * min(1, r / (1 + r * k)**0.5) * (1 - hits /
+        r)`, at the least by `-2 * unit`, so that a sample which takes far too much is not thrown out for long. The
+        weights of the last half are averaged. What counts is the number of draws for each sample, `r * num_steps`: no
+        method tells masses apart more finely than their counts do, so the distance in total variation of the masses
+        from uniform stays at about `0.5 / sqrt(r * num_steps)` (measured; 0.4 is the least).
+
+        Args:
+            num_steps (`int`, defaults to `1000`):
+                Steps of the ascent.
+            batch_size (`int`, defaults to `256`):
+                Draws of noise in a step.
+            generator (`torch.Generator`, *optional*):
+                For the noise.
+            progress (`Callable`, *optional*):
+                Wraps the iterable of the steps, as `tqdm` does.
+
+        Raises:
+            ValueError: If `num_steps` or `batch_size` is less than 1.
+        """
+        for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        biases = {label: self._bias(label) for label, (rows, _, _) in self._classes.items() if len(rows) > 1}
+        sums = {label: torch.zeros_like(bias, dtype=torch.float64) for label, bias in biases.items()}
+        first_averaged = num_steps // 2
+        units = {}
+        for step in range(num_steps) if progress is None else progress(range(num_steps)):
+            noise = self._draw(batch_size, generator)
+            for label, bias in biases.items():
+                points = self._classes[label][1]
+                if step == 0:
+                    few = noise[: max(1, _PIECE // len(points))]
+                    best = torch.addmm(bias, few, points.T, alpha=2).topk(2).values
+                    units[label] = (best[:, 0] - best[:, 1]).mean()
+                ratio = batch_size / len(points)
+                hits = torch.bincount(_nearest(noise, points, bias), minlength=len(points))
+                rate = min(1.0, ratio / (1 + ratio * step) ** 0.5)
+                bias += units[label] * (rate * (1 - hits / ratio)).clamp(min=-2)
+                if step >= first_averaged:
+                    sums[label] += bias
+        for label, total in sums.items():
+            rows, _, squares = self._classes[label]
+            weights = total / (num_steps - first_averaged) + squares
+            self.weights[rows] = weights - weights.mean()
+
+    @torch.no_grad()
+    def assign(self, source: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Find the sample of each source, `argmin_i |source - x_i|^2 - g_i` (1), within the class where there are labels.
+
+        Args:
+            source (`torch.Tensor` of shape `(batch, ...)`):
+                Standard normal noise, of the shape of the samples, on any device.
+            labels (`torch.Tensor` of shape `(batch,)`, *optional*):
+                Classes wanted; given if and only if the samples have labels. Draw them as often as the data has them.
+
+        Returns:
+            `torch.Tensor` of shape `(batch,)`: Rows of the samples, on the device of `source`.
+
+        Raises:
+            ValueError: If shapes or labels do not fit the samples.
+        """
+        if source.shape[1:] != self._shape:
+            got = tuple(source.shape)
+            raise ValueError(f"`source` must have shape (batch, {', '.join(map(str, self._shape))}), got {got}.")
+        if (labels is not None) != self._labeled:
+            raise ValueError(f"`labels` must {'' if self._labeled else 'not '}be given: the samples decide.")
+        noise = source.flatten(1).to(self._device, torch.float32)
+        if labels is None:
+            labels = torch.zeros(len(source), dtype=torch.long)
+        self._check_labels(labels, len(source))
+        labels = labels.to(self._device)
+        indices = torch.empty(len(source), dtype=torch.long, device=self._device)
+        for label in labels.unique().tolist():
+            if label not in self._classes:
+                raise ValueError(f"`labels` must be among those of the samples, got {label}.")
+            rows, points, _ = self._classes[label]
+            members = (labels == label).nonzero()[:, 0]
+            indices[members] = rows[_nearest(noise[members], points, self._bias(label))]
+        return indices.to(source.device)
+
+    @torch.no_grad()
+    def count_hits(
+        self, num_draws: int, generator: torch.Generator | None = None, batch_size: int = 256
+    ) -> torch.Tensor:
+        """
+        Count how often each sample is hit by noise: the balance of the fit.
+
+        With exact weights a sample of a class of `n` is hit `num_draws / n` times, up to chance.
+
+        Args:
+            num_draws (`int`):
+                Draws for each class; the same noise for all.
+            generator (`torch.Generator`, *optional*):
+                For the noise.
+            batch_size (`int`, defaults to `256`):
+                Draws at a time.
+
+        Returns:
+            `torch.Tensor` of shape `(num_samples,)`: The counts, whole numbers.
+
+        Raises:
+            ValueError: If `num_draws` or `batch_size` is less than 1.
+        """
+        for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        biases = {label: self._bias(label) for label in self._classes}
+        counts = torch.zeros(self._num_samples, dtype=torch.long, device=self._device)
+        for start in range(0, num_draws, batch_size):
+            noise = self._draw(min(batch_size, num_draws - start), generator)
+            for label, (rows, points, _) in self._classes.items():
+                counts[rows] += torch.bincount(_nearest(noise, points, biases[label]), minlength=len(points))
+        return counts

@@ -3,6 +3,7 @@ from .curvature import CurvatureOutput, curvature
 from .distances import FeatureMoments, frechet_distance, kernel_distance, precision_recall
 from .features import FeatureStatistics, compare, inception_extractor
 from .flops import count_flops
+from .source_statistics import SourceStatistics
 from .spectrum import radial_power_spectrum, spectrum_frequencies
 
 
@@ -11,6 +12,7 @@ __all__ = [
     "CurvatureOutput",
     "FeatureMoments",
     "FeatureStatistics",
+    "SourceStatistics",
     "compare",
     "count_flops",
     "coupling_check",
