@@ -19,8 +19,7 @@ from itertools import product
 import torch
 from tqdm.auto import tqdm
 
-from diffusers import AutoModel
-from diffusers_lowfreq.autoencoding import encode_images
+from diffusers_lowfreq.autoencoding import encode_images, load_autoencoder
 from diffusers_lowfreq.evaluation import coupling_check
 from diffusers_lowfreq.projections import PROJECTIONS, LowFrequencyProjection
 from diffusers_lowfreq.training import LatentCache, keyed_generator, load_images, machine_kind
@@ -56,7 +55,7 @@ def main():
     args = parser.parse_args()
 
     cache = LatentCache.build(load_images(train_data_dir=args.data, resolution=args.resolution), None, args.cache_dir)
-    vae = AutoModel.from_pretrained(args.vae, subfolder="vae", use_safetensors=True) if args.vae else None
+    vae = load_autoencoder(args.vae, "vae") if args.vae else None
     space = f"latents of {os.path.basename(args.vae.rstrip('/'))}" if vae is not None else "pixels in [-1, 1]"
     result = {"study": "coupling", "space": space, "machine": machine_kind(), "torch": torch.__version__, "rows": []}
     if os.path.exists(args.output):

@@ -211,7 +211,7 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
                     spectra.append(radial_power_spectrum(generated))
                 bar.update()
             generator = keyed_generator(args.seed, "kernel distance")
-            row = setting | {"steps": steps, "effective_nfe": round(nfe, 3)}
+            row = setting | {"steps": steps, "effective_nfe": round(nfe, 4)}
             row |= statistics.compare(reference.statistics, generator=generator)
             row["seconds_per_image"] = round(seconds / args.num_images, 5)
             named = reference.extractor.named(torch.cat(classes))

@@ -23,10 +23,14 @@ from tqdm.auto import tqdm
 
 import diffusers
 import diffusers_lowfreq
-from diffusers import AutoModel
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqFlowMatchScheduler
-from diffusers_lowfreq.autoencoding import encode_images, normalize_latents, set_latent_statistics
+from diffusers_lowfreq.autoencoding import (
+    encode_images,
+    load_autoencoder,
+    normalize_latents,
+    set_latent_statistics,
+)
 from diffusers_lowfreq.evaluation import (
     SourceStatistics,
     coupling_check,
@@ -69,32 +73,6 @@ def parse_args(argv=None):
         if getattr(args, name) < least:
             parser.error(f"argument --{name}: must be at least {least}, got {getattr(args, name)}")
     return args
-
-
-def load_vae(args):
-    """Load the autoencoder as the training script does, or return `None` for pixels."""
-    name = args.pretrained_vae_model_name_or_path
-    if name is None:
-        return None
-    try:
-        vae = AutoModel.from_pretrained(
-            name,
-            subfolder=args.vae_subfolder,
-            revision=args.revision,
-            variant=args.variant,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError) as error:
-        where = f"{name!r}" + (f" with `vae_subfolder` {args.vae_subfolder!r}" if args.vae_subfolder else "")
-        raise ValueError(
-            f"`pretrained_vae_model_name_or_path` must be the folder or the Hub name of an autoencoder of diffusers in "
-            f"safetensors (`vae_subfolder` vae for the one inside a pipeline), got {where}: {error}"
-        ) from error
-    if not hasattr(vae, "encode"):
-        raise ValueError(
-            f"`pretrained_vae_model_name_or_path` must be an autoencoder, got {name!r}, a {type(vae).__name__}."
-        )
-    return vae.to(args.device).eval()
 
 
 def batches(images, indices, batch_size):
@@ -320,7 +298,12 @@ def main(args):
         image_column=args.image_column,
         label_column=None,
     )
-    vae = load_vae(args)
+    vae = None
+    if args.pretrained_vae_model_name_or_path is not None:
+        vae = load_autoencoder(
+            args.pretrained_vae_model_name_or_path, args.vae_subfolder, revision=args.revision, variant=args.variant
+        )
+        vae = vae.to(args.device).eval()
     statistics, power, sample, skipped = measure(args, images, vae)
     noise = randn_tensor(sample.shape, generator=keyed_generator(args.seed, "noise"))
     rows = couple(noise, statistics, sample)

@@ -26,13 +26,13 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from huggingface_hub import create_repo, upload_folder
 from tqdm.auto import tqdm
 
-from diffusers import AutoModel, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import check_min_version, make_image_grid
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
-from diffusers_lowfreq.autoencoding import normalize_latents, set_latent_statistics
+from diffusers_lowfreq.autoencoding import load_autoencoder, normalize_latents, set_latent_statistics
 from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
 from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.models import SIZES
@@ -221,13 +221,11 @@ def build_pipeline(args, cache_latents):
     else:
         vae = None
         if args.pretrained_vae_model_name_or_path is not None:
-            vae = AutoModel.from_pretrained(
+            name, options = (
                 args.pretrained_vae_model_name_or_path,
-                subfolder=args.vae_subfolder,
-                revision=args.revision,
-                variant=args.variant,
-                use_safetensors=True,
+                {"revision": args.revision, "variant": args.variant},
             )
+            vae = load_autoencoder(name, args.vae_subfolder, **options)
         cache = cache_latents(vae)
         if vae is not None and args.latent_statistics == "measured":
             set_latent_statistics(vae, cache.mean, cache.std)

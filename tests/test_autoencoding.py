@@ -4,9 +4,16 @@
 import pytest
 import torch
 
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers_lowfreq.autoencoding import decode_latents, encode_images, normalize_latents, set_latent_statistics
+from diffusers_lowfreq import LowFreqTransformer2DModel
+from diffusers_lowfreq.autoencoding import (
+    decode_latents,
+    encode_images,
+    load_autoencoder,
+    normalize_latents,
+    set_latent_statistics,
+)
 
 
 def build(kind: str, **config):
@@ -115,9 +122,32 @@ def test_float32_latents_are_decoded_by_a_half_precision_autoencoder():
 
 
 def test_an_autoencoder_with_another_output_is_named():
-    class Other(torch.nn.Module):
+    class Other(ModelMixin):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
         def encode(self, x):
             return BaseOutput(codes=x)
 
     with pytest.raises(ValueError, match="`vae` of type Other gives neither"):
         encode_images(Other(), images())
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny", "dc"])
+def test_an_autoencoder_loads_from_its_folder_or_from_a_pipeline(tmp_path, kind):
+    vae = build(kind)
+    vae.save_pretrained(tmp_path / "vae")
+    for loaded in (load_autoencoder(str(tmp_path / "vae")), load_autoencoder(str(tmp_path), "vae")):
+        assert type(loaded) is type(vae)
+        assert all(torch.equal(p, q) for p, q in zip(loaded.state_dict().values(), vae.state_dict().values()))
+
+
+def test_what_is_no_autoencoder_is_refused(tmp_path):
+    build("kl").save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    build("kl").save_pretrained(tmp_path / "vae")
+    size = {"sample_size": 8, "num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8}
+    LowFreqTransformer2DModel(**size).save_pretrained(tmp_path / "transformer")
+    for name, subfolder in (("pickled", None), ("vae", "nowhere"), ("transformer", None), ("nowhere", None)):
+        with pytest.raises(ValueError, match=f"`pretrained_vae_model_name_or_path` must be .*{name}"):
+            load_autoencoder(str(tmp_path / name), subfolder)

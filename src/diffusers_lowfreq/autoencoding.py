@@ -1,7 +1,43 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """Between pixels and latents of unit scale, for any autoencoder of diffusers."""
 
+import os
+
 import torch
+
+from diffusers import AutoModel
+
+
+def load_autoencoder(name_or_path: str, subfolder: str | None = None, **kwargs):
+    """
+    Load any autoencoder of diffusers, from safetensors files only.
+
+    Args:
+        name_or_path (`str`):
+            A folder or a name on the Hub.
+        subfolder (`str`, *optional*):
+            Where it lies in there, `"vae"` for the one of a pipeline.
+        kwargs:
+            Further arguments of `AutoModel.from_pretrained`, such as `revision` and `variant`.
+
+    Returns:
+        `ModelMixin`: The autoencoder.
+
+    Raises:
+        ValueError: If there is none, or something else.
+    """
+    where = f"{name_or_path!r}" + (f" with `vae_subfolder` {subfolder!r}" if subfolder else "")
+    must = "`pretrained_vae_model_name_or_path` must be the folder or the Hub name of an autoencoder of diffusers in "
+    must += f"safetensors (`vae_subfolder` vae for the one inside a pipeline), got {where}"
+    if subfolder and os.path.isdir(name_or_path) and not os.path.isdir(os.path.join(name_or_path, subfolder)):
+        raise ValueError(f"{must}, which is not there.")  # diffusers would take the folder itself
+    try:
+        vae = AutoModel.from_pretrained(name_or_path, subfolder=subfolder, use_safetensors=True, **kwargs)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{must}: {error}") from error
+    if not hasattr(vae, "encode"):
+        raise ValueError(f"{must}, a {type(vae).__name__}.")
+    return vae
 
 
 def _statistics(vae, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
