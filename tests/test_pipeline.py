@@ -148,6 +148,16 @@ def test_guidance_interval_holds_its_ends_and_nothing_outside(interval, guided):
     assert [len(args[0]) == 4 for args, _ in calls] == [digit == "1" for digit in f"{guided:05d}"]
 
 
+def test_guidance_without_labels_is_ignored_with_a_warning(caplog):
+    pipe = make_pipeline()
+    plain = pipe(generator=seeded(), output_type="latent").images
+    assert "ignored" not in caplog.text
+    for name in ("guidance_scale", "prior_guidance_scale"):
+        assert torch.equal(pipe(generator=seeded(), output_type="latent", **{name: 3.0}).images, plain)
+        assert f"`{name}`" in caplog.text
+        caplog.clear()
+
+
 def test_guidance_outside_its_interval_is_no_guidance():
     pipe = make_pipeline(None)
     plain = generate(pipe)

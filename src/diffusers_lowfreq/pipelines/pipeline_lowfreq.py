@@ -620,6 +620,8 @@ class LowFreqPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
             prior_callback_on_step_end_tensor_inputs,
         )
+        if ids is None and not guidance_scale == prior_guidance_scale == 1:
+            logger.warning("`guidance_scale` and `prior_guidance_scale` are ignored: there are no `class_labels`.")
         self._guidance_scale = guidance_scale
         self._prior_guidance_scale = prior_guidance_scale
         self._interrupt = False
