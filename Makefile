@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all style bench
+.PHONY: demo test test-all style bench bench-coupling bench-few-steps bench-prior
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,3 +28,18 @@ style: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) benchmarks/overhead.py --output benchmarks/results/overhead.json
+
+# The studies: CIFAR-10 as parquet files, or folders of images; `TIER=gpu` where a study has one. They go on where they stopped.
+TIER ?= cpu
+TRAIN_DATA ?= cifar10/train.parquet
+TEST_DATA ?= cifar10/test.parquet
+
+bench-few-steps bench-prior: bench-%: $(STAMP)
+	$(RUN) benchmarks/run_study.py --study $* --tier $(TIER) --train_data $(TRAIN_DATA) --test_data $(TEST_DATA)
+	$(RUN) benchmarks/report.py --results benchmarks/results/$*-$(TIER).json --figure docs/figures/$*-$(TIER).png docs/evidence.md
+
+bench-coupling: $(STAMP)
+	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling-pixels.json
+	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --vae checkpoints/cifar10-32 --output benchmarks/results/coupling-latents.json
+	$(RUN) benchmarks/report.py --results benchmarks/results/coupling-pixels.json --figure docs/figures/coupling-pixels.png docs/evidence.md
+	$(RUN) benchmarks/report.py --results benchmarks/results/coupling-latents.json --figure docs/figures/coupling-latents.png docs/evidence.md

@@ -166,7 +166,7 @@ def test_the_usage_in_the_card_runs(workplace, images):
     train()
     with open("out/README.md") as file:
         usage = re.search(r"```py\n(.*?)```", file.read(), re.DOTALL)[1]
-    assert "['blue', 'green', 'red']" in usage
+    assert '["blue", "green", "red"]' in usage
     namespace = {}
     exec(usage, namespace)
     assert [image.size for image in namespace["images"]] == [(16, 16)] * 3
