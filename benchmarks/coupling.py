@@ -55,6 +55,8 @@ def main():
     args = parser.parse_args()
 
     cache = LatentCache.build(load_images(train_data_dir=args.data, resolution=args.resolution), None, args.cache_dir)
+    if max(args.num_pairs) > len(cache):
+        raise ValueError(f"`num_pairs` must be at most the number of images, {len(cache)}, got {max(args.num_pairs)}.")
     vae = load_autoencoder(args.vae, "vae") if args.vae else None
     space = f"latents of {os.path.basename(args.vae.rstrip('/'))}" if vae is not None else "pixels in [-1, 1]"
     result = {"study": "coupling", "space": space, "machine": machine_kind(), "torch": torch.__version__, "rows": []}

@@ -281,7 +281,9 @@ def main():
     pipe = DiffusionPipeline.from_pretrained(args.pipeline, use_safetensors=True)
     network = getattr(pipe, "transformer", None) or pipe.unet
     size = network.config.sample_size
-    scale = pipe.vae_scale_factor if getattr(pipe, "vae", None) is not None else 1
+    vae, scale = getattr(pipe, "vae", None), 1
+    if vae is not None:  # not every pipeline of diffusers says by how much its autoencoder shrinks an image
+        scale = getattr(pipe, "vae_scale_factor", None) or 2 ** (len(vae.config.block_out_channels) - 1)
     resolution = (size if isinstance(size, int) else size[0]) * scale
     extractor = Extractor(args.grader, args.grader_resolution)
     reference = Reference(args.data, args.split, resolution, extractor, args.cache_dir, args.seed)

@@ -45,7 +45,8 @@ def train(part: str, options: dict, folder: str) -> tuple[str, dict]:
     key = hashlib.sha256(json.dumps([part, options], sort_keys=True).encode()).hexdigest()[:12]
     output = os.path.join(folder, f"{part}-{key}")
     facts = os.path.join(output, "prior-training.json" if part == "prior" else "training.json")
-    done = os.path.join(output, "prior" if part == "prior" else "model_index.json")
+    last = "prior/diffusion_pytorch_model.safetensors" if part == "prior" else "model_index.json"
+    done = os.path.join(output, last)
     if not os.path.exists(done):
         line = command_line(options | {"train": part, "output_dir": output, "resume_from_checkpoint": "latest"})
         train_lowfreq.main(train_lowfreq.parse_args(line))
@@ -90,6 +91,8 @@ def main():
             raise ValueError(f"`output` {path!r} holds results of another configuration; nothing is overwritten.")
     cache_dir = os.path.join(args.work_dir, "cache")
     reference = Reference(args.test_data, "test", tier["train"]["resolution"], extractor, cache_dir, 0)
+    if evaluation.get("spectrum"):
+        header["spectrum"] = reference.spectrum
     todo = [(seed, run) for seed in tier["seeds"] for run in args.runs or study["runs"]]
     for seed, run in tqdm(todo, desc=args.study):
         options = study["runs"][run]

@@ -1,0 +1,394 @@
+#!/usr/bin/env python
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Write the table of a results file between its marks in Markdown files, and draw its figure.
+
+    python benchmarks/report.py --results benchmarks/results/few-steps-cpu.json \
+        --figure docs/figures/few-steps-cpu.png docs/evidence.md
+
+The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file;
+`--metric kernel_distance` writes between `<!-- study few-steps-cpu kernel_distance -->` and `<!-- /study -->` instead.
+Takes what `run_study.py` and `coupling.py` write; `--spectrum_figure` also what `evaluate.py --spectrum` writes.
+"""
+
+import argparse
+import json
+import os
+import re
+
+
+METRICS = {"frechet_distance": ("Fréchet distance", 1), "kernel_distance": ("kernel distance × 1000", 1000)}
+SETTINGS = {  # what tells the rows of one run apart, and how a table calls it
+    "coarse": "coarse",
+    "prior_steps": "prior steps",
+    "noise_ratio": "α",
+    "guidance_scale": "guidance",
+    "prior_guidance_scale": "prior guidance",
+}
+# Okabe and Ito's colours without their yellow, and markers that differ where the colours repeat
+COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP*X<>h"
+LINES = {None: "-.", "generated": "-", "true": "--"}
+
+
+def load(path: str) -> dict:
+    with open(path, encoding="utf-8") as file:
+        result = json.load(file)
+    if not (result.get("runs") or result.get("rows")):
+        raise ValueError(f"`results` {path!r} must hold `runs` or `rows`, got neither.")
+    return result
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Write the mean over seeds and, where there are several, half the range between them."""
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.{digits}f}"
+
+
+def listing(values, what: str) -> str:
+    """Write `what 0`, or `whats 0, 1 and 2`."""
+    *most, last = map(str, sorted(values))
+    return f"{what}s {', '.join(most)} and {last}" if most else f"{what} {last}"
+
+
+def training_teraflops(run: dict) -> float:
+    """Count the forward passes of the training of flow and prior model, in 10^12 floating point operations."""
+    parts = [run[part] for part in ("flow", "prior") if part in run]
+    number = [[str(p[k]).replace(",", "") for k in ("FLOPs of a forward pass for one image", "steps", "global batch")] for p in parts]  # fmt: skip
+    return sum(int(flops) * int(steps) * int(batch) for flops, steps, batch in number) / 1e12
+
+
+def gather(result: dict) -> dict[tuple, dict]:
+    """Gather what the seeds of each run measured in each setting: `{(run, *settings): {...}}`, in the file's order."""
+    groups = {}
+    for run in result["runs"]:
+        for kind in ("rows", "curvature"):
+            for row in run.get(kind, []):
+                key = (run["run"], *(row.get(k) for k in SETTINGS))
+                group = groups.setdefault(key, {"seeds": [], "steps": {}, "curvature": [], "training": []})
+                if run["seed"] not in group["seeds"]:
+                    group["seeds"].append(run["seed"])
+                    group["training"].append(training_teraflops(run))
+                (group["steps"].setdefault(row["steps"], []) if kind == "rows" else group["curvature"]).append(row)
+    for key, group in groups.items():
+        for steps, rows in group["steps"].items():
+            if len(rows) != len(group["seeds"]) or len({row["effective_nfe"] for row in rows}) != 1:
+                raise ValueError(f"`results` must grade {key} once a seed at {steps} steps, at one effective NFE.")
+    return groups
+
+
+def study_table(result: dict, metric: str) -> str:
+    groups = gather(result)
+    steps = sorted({n for group in groups.values() for n in group["steps"]})
+    shown = {}
+    for i, setting in enumerate(SETTINGS):
+        # Coarse latents and prior steps are always told, the others where they tell rows of one run apart
+        values = [{key[i + 1] for key in groups if key[0] == run} - {None} for run in {key[0] for key in groups}]
+        if i < 2 or any(len(v) > 1 for v in values):
+            shown[setting] = i + 1
+    curves = [row for group in groups.values() for row in group["curvature"]]
+    with_coarse = any("coarse_frechet_distance" in row for row in curves)
+    header = ["run", *(SETTINGS[k] for k in shown), "training TFLOPs"]
+    header += ["curvature", "curvature / path²", "path²"] * bool(curves) + ["coarse distance"] * with_coarse
+    scale = METRICS[metric][1]
+    header += ["effective NFE", *(f"distance, {n} step{'s' * (n > 1)}" for n in steps)]
+    lines = [caption(result, groups, metric, bool(curves), with_coarse), "", f"| {' | '.join(header)} |"]
+    lines.append("|" + "---|" * len(header))
+    for key, group in groups.items():
+        cells = [key[0], *("-" if key[i] is None else f"{key[i]}" for i in shown.values())]
+        cells.append(spread(sorted(set(group["training"])), 2))
+        keys = {"curvature": 4, "normalized_curvature": 4, "squared_path_length": 3} if curves else {}
+        for k, digits in (keys | ({"coarse_frechet_distance": 3} if with_coarse else {})).items():
+            values = [row[k] for row in group["curvature"] if k in row]
+            cells.append(spread(values, digits) if values else "-")
+        rows = [group["steps"].get(n, []) for n in steps]
+        cells.append(" / ".join(f"{r[0]['effective_nfe']:.2f}" if r else "-" for r in rows))
+        cells += [spread([scale * row[metric] for row in r], 1) if r else "-" for r in rows]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def caption(result: dict, groups: dict, metric: str, with_curvature: bool, with_coarse: bool) -> str:
+    rows = [row for run in result["runs"] for row in run["rows"]]
+    seeds = {run["seed"] for run in result["runs"]}
+    kinds = {key[1] for key in groups} - {None}
+    (images, reference, split, extractor), *others = {
+        (row["num_images"], row["num_reference"], row["split"], row["extractor"]) for row in rows
+    }
+    if others:
+        raise ValueError("`results` must be graded with one extractor, one split and one number of images.")
+    text = [
+        f"**{result['question']}**",
+        f"Tier `{result['tier']}`, {listing(seeds, 'seed')}"
+        + (": means ± half the range between seeds." if len(seeds) > 1 else ", so no difference here is a finding."),
+    ]
+    for seed in sorted(seeds):
+        missing = sorted({key[0] for key in groups} - {run["run"] for run in result["runs"] if run["seed"] == seed})
+        text += [f"Not run with seed {seed}: {', '.join(missing)}."] if missing else []
+    distance = METRICS[metric][0]
+    text.append(
+        f"{distance[0].upper()}{distance[1:]} of {images:,} images to {reference:,} {split} images on the features of the "
+        f"extractor `{extractor}`; not an FID. Effective NFE counts forward passes of the flow, and those of the prior "
+        "model by their share of its FLOPs, at each number of steps; training TFLOPs count one forward pass for each "
+        "image of each batch, of flow and prior model."
+    )
+    meaning = {
+        "generated": "*Generated* coarse latents come from the prior model.",
+        "true": f"*True* ones come from {split} images: an oracle, at no cost.",
+    }
+    text += [meaning[kind] for kind in ("generated", "true") if kind in kinds]
+    if with_curvature:
+        counts = {row["curvature_images"] for group in groups.values() for row in group["curvature"]}
+        text.append(
+            f"Curvature: 128 steps from {' or '.join(f'{n:,}' for n in sorted(counts))} sources; raw, over the mean "
+            "squared path (ratio of means, free of scale), and that path, per element."
+        )
+    if with_coarse:
+        text.append("Coarse distance: Fréchet distance of generated to true coarse latents themselves.")
+    versions = ", ".join(f"{k} {result[k]}" for k in ("torch", "diffusers") if k in result)
+    text.append(f"Measured by `benchmarks/run_study.py` on {result['machine']}, {versions}.")
+    return " ".join(text)
+
+
+def coupling_cells(result: dict) -> dict[tuple, dict[float, list[float]]]:
+    """Gather the identity kept, in percent: `{(pairs, operator, factor): {noise ratio: [one for each seed]}}`."""
+    cells = {}
+    for row in result["rows"]:
+        cell = cells.setdefault((row["num_pairs"], row["operator"], row["factor"]), {})
+        cell.setdefault(row["noise_ratio"], []).append(100 * row["identity_kept"])
+    operators = list(dict.fromkeys(key[1] for key in cells))
+    return dict(sorted(cells.items(), key=lambda item: (item[0][0], operators.index(item[0][1]), item[0][2])))
+
+
+def coupling_table(result: dict) -> str:
+    cells = coupling_cells(result)
+    ratios = sorted({ratio for cell in cells.values() for ratio in cell})
+    seeds = {}
+    for row in result["rows"]:
+        seeds.setdefault(row["num_pairs"], set()).add(row["seed"])
+    counts = "; ".join(f"{pairs:,} pairs: {listing(s, 'seed')}" for pairs, s in sorted(seeds.items()))
+    lines = [
+        f"Share of pairs (%) that an exact assignment between sources and samples leaves together, in {result['space']}, "
+        f"by noise ratio α: means ± half the range between seeds ({counts}). The masks are controls: orthogonal "
+        "projections that are not of low frequency. Measured by `benchmarks/coupling.py` on "
+        f"{result['machine']}, torch {result['torch']}.",
+        "",
+        f"| pairs | operator | factor | {' | '.join(f'α = {ratio:g}' for ratio in ratios)} |",
+        "|" + "---|" * (3 + len(ratios)),
+    ]
+    for (pairs, operator, factor), cell in cells.items():
+        values = [spread(cell[ratio], 2) if ratio in cell else "-" for ratio in ratios]
+        lines.append(f"| {pairs:,} | {operator} | {factor} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def table(result: dict, metric: str = "frechet_distance") -> str:
+    """Make the Markdown of a results file; no figure in it comes from anywhere else."""
+    return study_table(result, metric) if "runs" in result else coupling_table(result)
+
+
+def marks(text: str) -> list[tuple[str, str, str]]:
+    """Find the marked places of a text: name of the results file, metric, and what stands there."""
+    found = re.findall(r"<!-- study ([\w.-]+)(?: (\w+))? -->\n(.*?)\n?<!-- /study -->", text, re.DOTALL)
+    return [(name, metric or "frechet_distance", content) for name, metric, content in found]
+
+
+def write_table(result: dict, name: str, metric: str, files: list[str]):
+    mark = f"<!-- study {name}{'' if metric == 'frechet_distance' else f' {metric}'} -->"
+    content, texts = table(result, metric), {}
+    for path in files:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        block = f"{mark}\n{content}\n<!-- /study -->"
+        texts[path], count = re.subn(f"{re.escape(mark)}\n.*?<!-- /study -->", lambda _: block, text, flags=re.DOTALL)
+        if not count:
+            raise ValueError(f"`files`: {path} has no {mark} with a <!-- /study --> after it.")
+    for path, text in texts.items():
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def style(index: int) -> dict:
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def study_figure(result: dict, metric: str):
+    """
+    Draw the distance against effective NFE, the seeds as points.
+
+    A line runs over the steps of the flow, or over those of the prior model if the study has more of these; the others
+    are numbers at the lines.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    groups = gather(result)
+    runs = list(dict.fromkeys(key[0] for key in groups))
+    rows = [row for run in result["runs"] for row in run["rows"]]
+    numbers, other = ({row[k] for row in rows} - {None} for k in ("prior_steps", "steps"))
+    over_prior = len(numbers) > len(other)
+    lines = {}
+    for (run, coarse, prior_steps, *others), group in groups.items():
+        for steps, cell in sorted(group["steps"].items()):
+            number = steps if over_prior else prior_steps
+            point = (cell[0]["effective_nfe"], [METRICS[metric][1] * row[metric] for row in cell])
+            lines.setdefault((run, coarse, number, *others), []).append(point)
+    numbers = other if over_prior else numbers
+    figure = Figure(figsize=(8.5, 5.2), layout="constrained")
+    axes = figure.subplots()
+    everything = []
+    for (run, coarse, number, *_), line in lines.items():
+        look = style(runs.index(run)) | {"markersize": 6}
+        nfe, values = zip(*sorted(line))
+        means = [sum(v) / len(v) for v in values]
+        if coarse == "true":
+            look["markerfacecolor"] = "white"
+        axes.plot(nfe, means, linestyle=LINES[coarse], linewidth=1.6, **look)
+        points = [(x, y) for x, v in zip(nfe, values) for y in v if len(v) > 1]
+        axes.scatter(*zip(*points) if points else ((), ()), s=70, color=look["color"], marker="_", linewidths=0.9)
+        if number is not None and len(numbers) > 1:
+            mark = {"xytext": (-5, 5), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+            axes.annotate(str(number), (nfe[0], means[0]), color=look["color"], **mark)
+        everything += means
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if min(everything) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        is_narrow = max(everything) < 20 * min(everything)
+        axes.yaxis.set_minor_formatter(ScalarFormatter() if is_narrow else NullFormatter())
+        axes.tick_params(axis="y", which="minor", labelsize=8)
+    axes.grid(True, which="both", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    (extractor,) = {row["extractor"] for row in rows}
+    axes.set_xlabel("effective NFE (forward passes of the flow; prior model by its FLOPs)")
+    axes.set_ylabel(f"{METRICS[metric][0]} (features of {extractor}, not an FID)")
+    seeds = {run["seed"] for run in result["runs"]}
+    axes.set_title(f"Study {result['study']}, tier {result['tier']}, {listing(seeds, 'seed')}", fontsize=11)
+    handles = [Line2D([], [], linestyle="", label=run, **style(i)) for i, run in enumerate(runs)]
+    kinds = {"generated": "generated coarse latents", "true": "true coarse latents (oracle)", None: "no coarse latent"}
+    present = {key[1] for key in groups}
+    look = {"color": "0.3", "linewidth": 1.6}
+    handles += [Line2D([], [], linestyle=LINES[k], label=label, **look) for k, label in kinds.items() if k in present]
+    if len(numbers) > 1:
+        label = f"numbers: steps of the {'flow' if over_prior else 'prior model'}"
+        handles.append(Line2D([], [], linestyle="", label=label))
+    if len(seeds) > 1:
+        handles.append(Line2D([], [], linestyle="", marker="_", color="0.3", label="single seeds"))
+    axes.legend(handles=handles, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def coupling_figure(result: dict):
+    """Draw the identity kept against the noise ratio: a panel for each factor and number of pairs."""
+    from matplotlib.figure import Figure
+
+    cells = coupling_cells(result)
+    pairs, factors = (sorted({key[i] for key in cells}) for i in (0, 2))
+    operators = list(dict.fromkeys(key[1] for key in cells))
+    figure = Figure(figsize=(1.2 + 3.1 * len(factors), 1.1 + 2.5 * len(pairs)), layout="constrained")
+    grid = figure.subplots(len(pairs), len(factors), squeeze=False, sharex=True, sharey=True)
+    for (count, operator, factor), cell in cells.items():
+        axes = grid[pairs.index(count)][factors.index(factor)]
+        ratios = sorted(cell)
+        means = [sum(cell[r]) / len(cell[r]) for r in ratios]
+        bars = [[m - min(cell[r]) for r, m in zip(ratios, means)], [max(cell[r]) - m for r, m in zip(ratios, means)]]
+        line = {"linestyle": "--" if operator.endswith("mask") else "-", "linewidth": 1.4, "markersize": 5}
+        axes.errorbar(ratios, means, bars, capsize=2, label=operator, **style(operators.index(operator)), **line)
+    for i, row in enumerate(grid):
+        for j, axes in enumerate(row):
+            axes.set_title(f"factor {factors[j]}, {pairs[i]:,} pairs", fontsize=10)
+            axes.grid(True, color="0.9", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.set_ylim(-4, 104)
+        row[0].set_ylabel("identity kept, %")
+    for axes in grid[-1]:
+        axes.set_xlabel("noise ratio α")
+    shown = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(
+        [shown[o] for o in operators], operators, loc="outside lower center", ncols=len(operators), frameon=False
+    )
+    figure.suptitle(f"Pairs that an exact assignment leaves together, {result['space']}", fontsize=11)
+    return figure
+
+
+def spectrum_figure(result: dict):
+    """Draw the power of generated over real images by frequency, at the smallest and the largest number of steps."""
+    from matplotlib.figure import Figure
+
+    runs = result.get("runs") or [{"run": result["pipeline"], "rows": result["rows"]}]
+    curves = {}
+    for run in runs:
+        for row in run["rows"]:
+            if "spectrum" in row:
+                setting = tuple((k, row.get(k)) for k in SETTINGS)
+                curves.setdefault((run["run"], setting, row["steps"]), []).append(row["spectrum"])
+    if not curves or "spectrum" not in result:
+        raise ValueError(
+            "`results` must hold power spectra, of the rows and of the real images: grade with `spectrum`."
+        )
+    # For each run one line of each kind: with the most steps of the prior model, other settings as they come first
+    chosen = {}
+    for run, setting, steps in curves:
+        coarse, prior_steps = dict(setting)["coarse"], dict(setting)["prior_steps"] or 0
+        if (run, coarse) not in chosen or prior_steps > (dict(chosen[run, coarse])["prior_steps"] or 0):
+            chosen[run, coarse] = setting
+    names = list(dict.fromkeys(run for run, _ in chosen))
+    counts = sorted({steps for _, _, steps in curves})
+    counts = list(dict.fromkeys((counts[0], counts[-1])))
+    side = 2 * (len(result["spectrum"]) - 1)
+    frequency = [i / side for i in range(len(result["spectrum"]))]
+    figure = Figure(figsize=(1.5 + 4.4 * len(counts), 4.6), layout="constrained")
+    grid = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
+    for axes, steps in zip(grid, counts):
+        axes.axhline(1, color="0.5", linewidth=1)
+        for (run, coarse), setting in chosen.items():
+            spectra = curves.get((run, setting, steps))
+            if not spectra:
+                continue
+            mean = [sum(values) / len(values) for values in zip(*spectra)]
+            details = {None: "", "true": ", true coarse"}
+            label = run + details.get(coarse, f", generated coarse, {dict(setting)['prior_steps']} prior steps")
+            look = style(names.index(run)) | ({"markerfacecolor": "white"} if coarse == "true" else {})
+            ratio = [m / r for m, r in zip(mean, result["spectrum"])]
+            axes.plot(
+                frequency[1:], ratio[1:], linestyle=LINES[coarse], linewidth=1.5, markersize=5, label=label, **look
+            )
+        if axes.get_ylim()[1] > 4:
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.grid(True, color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set(xlabel="radial frequency, cycles per pixel", title=f"{steps} step{'s' * (steps > 1)} of the flow")
+    grid[0].set_ylabel("power of generated / power of real images")
+    handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+def save(figure, path: str):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    print(f"wrote {path}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", required=True)
+    parser.add_argument("--metric", choices=list(METRICS), default="frechet_distance")
+    parser.add_argument("--figure", help="PNG to draw")
+    parser.add_argument("--spectrum_figure", help="PNG to draw")
+    parser.add_argument("files", nargs="*", help="Markdown files with marks")
+    args = parser.parse_args()
+    result = load(args.results)
+    name = os.path.splitext(os.path.basename(args.results))[0]
+    if args.files:
+        write_table(result, name, args.metric, args.files)
+    if args.figure:
+        save(study_figure(result, args.metric) if "runs" in result else coupling_figure(result), args.figure)
+    if args.spectrum_figure:
+        save(spectrum_figure(result), args.spectrum_figure)
+
+
+if __name__ == "__main__":
+    main()

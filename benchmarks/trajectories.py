@@ -1,0 +1,112 @@
+#!/usr/bin/env python
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Draw how samples form: strips from the source to the data, for several saved low-frequency pipelines under each other.
+
+    python benchmarks/trajectories.py --pipelines out/gaussian out/low-frequency --names "plain flow" "low-frequency" \
+        --output docs/figures/trajectories.png
+
+Each strip is one call of the pipeline; its states are decoded as they are, noise included. All pipelines get the same noise
+in the source and the same seeds of the prior model; a pipeline of noise ratio 1 is plain flow matching.
+"""
+
+import argparse
+import os
+
+import torch
+
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
+from diffusers_lowfreq.autoencoding import decode_latents
+from diffusers_lowfreq.training import keyed_generator
+
+
+@torch.no_grad()
+def strips(pipe: LowFreqPipeline, args) -> tuple[torch.Tensor, list[float]]:
+    """Decoded states `(columns, num_samples, channels, height, width)`, from the source on, and their levels sigma."""
+    pipe.set_progress_bar_config(disable=True)
+    number = args.num_samples
+    labels = None
+    if pipe.transformer.config.num_classes is not None:
+        names = args.class_labels or list(pipe.labels) or list(range(pipe.transformer.config.num_classes))
+        names = [int(name) if str(name).isdigit() else name for name in names]
+        labels = [names[i % len(names)] for i in range(number)]
+    count = {"class_labels": labels, "num_images_per_prompt": number if labels is None else 1}
+    scales = {"guidance_scale": args.guidance_scale, "prior_guidance_scale": args.guidance_scale}
+    output = pipe(
+        num_inference_steps=1,
+        prior_num_inference_steps=args.prior_num_inference_steps,
+        generator=[keyed_generator(args.seed, "prior", i) for i in range(number)],
+        output_type="latent",
+        **count,
+        **scales,
+    )
+    generators = [keyed_generator(args.seed, "noise", i) for i in range(number)]
+    source = randn_tensor(output.images.shape, generator=generators, dtype=output.images.dtype)
+    if pipe.scheduler.config.noise_ratio < 1:
+        source = pipe.scheduler.make_source(output.prior_latents, source)
+    states = [source]
+
+    def keep(pipe, step, timestep, tensors):
+        if (step + 1) % args.steps_per_column == 0:
+            states.append(tensors["latents"].clone())
+        return {}
+
+    steps = (args.columns - 1) * args.steps_per_column
+    pipe(num_inference_steps=steps, latents=source, callback_on_step_end=keep, output_type="latent", **count, **scales)
+    decoded = [state if pipe.vae is None else decode_latents(pipe.vae, state) for state in states]
+    sigmas = pipe.scheduler.sigmas[:: args.steps_per_column].tolist()
+    return (torch.stack(decoded).float() / 2 + 0.5).clamp(0, 1), sigmas
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--pipelines", nargs="+", required=True, help="folders, or names on the Hub")
+    parser.add_argument("--prior", help="a folder with the prior model of the pipelines that have none")
+    parser.add_argument("--names", nargs="+", help="what the picture calls them; by default the names of the folders")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--steps_per_column", type=int, default=4, help="steps of the flow between two columns")
+    parser.add_argument("--num_samples", type=int, default=3)
+    parser.add_argument("--class_labels", nargs="+", help="names or numbers; by default the first classes")
+    parser.add_argument("--prior_num_inference_steps", type=int, default=8)
+    parser.add_argument("--guidance_scale", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    names = args.names or [os.path.basename(path.rstrip("/")) for path in args.pipelines]
+    if len(names) != len(args.pipelines):
+        raise ValueError(f"`names` must be as many as `pipelines`, {len(args.pipelines)}, got {len(names)}.")
+    for name, least in (("columns", 2), ("steps_per_column", 1), ("num_samples", 1)):
+        if getattr(args, name) < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {getattr(args, name)}.")
+
+    from matplotlib.figure import Figure
+
+    pictures = []
+    for path in args.pipelines:
+        pipe = LowFreqPipeline.from_pretrained(path)
+        if args.prior and pipe.prior is None and pipe.scheduler.config.noise_ratio < 1:
+            prior = LowFreqTransformer2DModel.from_pretrained(args.prior, use_safetensors=True)
+            pipe = LowFreqPipeline(pipe.transformer, pipe.scheduler, pipe.vae, prior, id2label=pipe.config.id2label)
+        pictures.append(strips(pipe, args))
+    rows = len(names) * args.num_samples
+    figure = Figure(figsize=(1 + 1.05 * args.columns, 0.9 + 1.05 * rows), layout="constrained")
+    parts = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
+    for part, name, (picture, sigmas) in zip(parts, names, pictures):
+        grid = part.subplots(args.num_samples, args.columns, squeeze=False)
+        part.supylabel(name, fontsize=11)
+        for column in range(args.columns):
+            ends = {0: "source, ", args.columns - 1: "data, "}
+            grid[0, column].set_title(f"{ends.get(column, '')}σ = {sigmas[column]:.2g}", fontsize=8)
+            for row in range(args.num_samples):
+                pixels = picture[column, row].permute(1, 2, 0).numpy()
+                grid[row, column].imshow(pixels, interpolation="nearest")
+                grid[row, column].set_axis_off()
+    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
+    figure.savefig(args.output, dpi=110, metadata={"Software": None})
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()

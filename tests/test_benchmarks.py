@@ -1,0 +1,560 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""The scripts in `benchmarks/`: figures come from results files, results come from what was measured, once."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from scripts import make_folder, make_pixels, run_process, workplace
+from tiny import make_autoencoder, make_pipeline, make_prior, make_transformer, randn, randomize, seeded
+
+from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline
+from diffusers_lowfreq.autoencoding import decode_latents
+from diffusers_lowfreq.evaluation import count_flops, curvature, frechet_distance, radial_power_spectrum
+from diffusers_lowfreq.training import keyed_generator
+
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import coupling  # noqa: E402
+import evaluate  # noqa: E402
+import report  # noqa: E402
+import run_study  # noqa: E402
+import toy  # noqa: E402
+import trajectories  # noqa: E402
+from graders import Grader  # noqa: E402
+
+
+pytestmark = pytest.mark.usefixtures(workplace.__name__)
+
+DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Call the `main` of a script with a command line."""
+
+    def call(script, **options):
+        line = run_study.command_line(options)
+        monkeypatch.setattr(sys, "argv", [script.__file__, *line])
+        script.main()
+
+    return call
+
+
+@pytest.fixture
+def grader(workplace):
+    torch.manual_seed(0)
+    randomize(Grader(num_classes=3, width=2)).save_pretrained(workplace / "tiny-grader")
+    return workplace / "tiny-grader"
+
+
+# ---------------------------------------------------------------------------------------------------- report.py
+
+
+def stale_tables(text: str, results: Path) -> list[str]:
+    """Name the marked places of a text that do not hold what their results files give."""
+    tables = report.marks(text)
+    return [name for name, metric, content in tables if report.table(report.load(results / f"{name}.json"), metric) != content]  # fmt: skip
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_committed_tables_are_those_of_their_results_files(document):
+    """No figure between the marks of a study can be typed by hand."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert text.count("<!-- study ") == len(report.marks(text)) == text.count("<!-- /study -->")
+    assert not stale_tables(text, BENCHMARKS / "results")
+
+
+def study_results() -> dict:
+    """Two runs, two seeds: every value can be worked out by hand."""
+    facts = {"FLOPs of a forward pass for one image": "2,000,000", "steps": "1,000", "global batch": 50}
+    grading = {"extractor": "tiny-grader", "split": "test", "num_images": 2000, "num_reference": 10000}
+    result = {"study": "few", "question": "Which?", "tier": "cpu", "machine": "CPU, 2 cores", "torch": "2.13.0"}
+    result |= {"diffusers": "0.42.1", "spectrum": [4.0, 2.0, 1.0], "runs": []}
+    for seed in (0, 1):
+        for run in ("plain", "ours"):
+            entry = {"run": run, "seed": seed, "options": {}, "flow": facts, "rows": [], "curvature": []}
+            if run == "ours":
+                entry["prior"] = facts | {"FLOPs of a forward pass for one image": "200,000"}
+            kinds = [("generated", 1), ("generated", 2), ("true", None)] if run == "ours" else [(None, None)]
+            for coarse, prior_steps in kinds:
+                setting = {"coarse": coarse, "prior_steps": prior_steps, "noise_ratio": 0.5, "guidance_scale": 1.0}
+                for steps in (1, 2):
+                    row = {"steps": steps, "effective_nfe": steps + 0.1 * (prior_steps or 0)}
+                    row |= {"frechet_distance": 12 / steps + 0.8 * seed, "kernel_distance": 0.03 / steps}
+                    entry["rows"].append(setting | row | grading | {"spectrum": [4.0, 1.0, 0.25 * steps]})
+                bend = {"curvature": 0.02 + 0.01 * seed, "squared_path_length": 0.5, "normalized_curvature": 0.04 + 0.02 * seed}  # fmt: skip
+                bend |= {"coarse_frechet_distance": 0.25} if coarse == "generated" else {}
+                entry["curvature"].append(setting | bend | {"curvature_images": 250})
+            result["runs"].append(entry)
+    return result
+
+
+def coupling_results() -> dict:
+    result = {"study": "coupling", "space": "pixels", "machine": "CPU", "torch": "2.13.0", "rows": []}
+    for seed, noise_ratio, kept in ((0, 0.0, 1.0), (0, 0.5, 0.9), (1, 0.0, 1.0), (1, 0.5, 0.8)):
+        cell = {"seed": seed, "num_pairs": 1000, "operator": "area", "factor": 4, "noise_ratio": noise_ratio}
+        result["rows"].append(cell | {"identity_kept": kept, "cost_ratio": 1.0})
+    return result
+
+
+def test_study_table_has_means_half_ranges_and_costs():
+    lines = report.table(study_results()).splitlines()
+    assert lines[2].count("|") == lines[3].count("|")
+    assert lines[4] == (
+        "| plain | - | - | 0.10 | 0.0250 ± 0.0050 | 0.0500 ± 0.0100 | 0.500 ± 0.000 | - | 1.00 / 2.00 | 12.4 ± 0.4 | "
+        "6.4 ± 0.4 |"
+    )
+    assert lines[6].startswith("| ours | generated | 2 | 0.11 |")  # 2e6 * 1000 * 50 + 2e5 * 1000 * 50
+    assert "| 0.250 ± 0.000 | 1.20 / 2.20 |" in lines[6]
+    assert lines[7].startswith("| ours | true | - |") and "| - | 1.00 / 2.00 |" in lines[7] and len(lines) == 8
+    assert report.table(study_results(), "kernel_distance").endswith("| 30.0 ± 0.0 | 15.0 ± 0.0 |")
+    for fact in (
+        "Which?",
+        "seeds 0 and 1",
+        "2,000 images",
+        "10,000 test",
+        "tiny-grader",
+        "not an FID",
+        "torch 2.13.0",
+    ):
+        assert fact in lines[0]
+
+
+def test_study_table_says_what_is_missing_or_differs():
+    result = study_results()
+    result["runs"].pop()
+    text = report.table(result)
+    assert "Not run with seed 1: ours." in text and "| 12.4 ± 0.4 |" in text and "| 12.0 | 6.0 |" in text
+    result["runs"] = result["runs"][:2]
+    assert (
+        "no difference here is a finding" in report.table(result) and "±" not in report.table(result).split("\n\n")[1]
+    )
+    for key, value in (("noise_ratio", 0.3), ("guidance_scale", 2.0)):
+        result = study_results()
+        more = [row | {key: value} for row in result["runs"][0]["rows"]]
+        result["runs"][0]["rows"] += more
+        header = report.table(result).splitlines()[2]
+        assert ("α" in header) == (key == "noise_ratio") and ("guidance" in header) == (key == "guidance_scale")
+    result = study_results()
+    result["runs"][0]["rows"][0]["effective_nfe"] = 3.0
+    with pytest.raises(ValueError, match="one effective NFE"):
+        report.table(result)
+    result = study_results()
+    result["runs"][0]["rows"][0]["extractor"] = "another"
+    with pytest.raises(ValueError, match="one extractor"):
+        report.table(result)
+
+
+def test_coupling_table_and_figure():
+    lines = report.table(coupling_results()).splitlines()
+    assert (
+        lines[-1] == "| 1,000 | area | 4 | 100.00 ± 0.00 | 85.00 ± 5.00 |" and "1,000 pairs: seeds 0 and 1" in lines[0]
+    )
+    (axes,) = report.coupling_figure(coupling_results()).axes
+    (line,) = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert line.get_xydata() == pytest.approx(torch.tensor([[0.0, 100.0], [0.5, 85.0]]).numpy())
+
+
+def test_study_figure_draws_the_means_and_is_readable_in_grey():
+    """No two kinds of lines share marker, fill and dashes."""
+    axes = report.study_figure(study_results(), "frechet_distance").axes[0]
+    drawn = {tuple(line.get_xdata()): line for line in axes.lines}
+    assert list(drawn[1.2, 2.2].get_ydata()) == pytest.approx([12.4, 6.4]) and axes.get_xscale() == "log"
+    looks = [(line.get_marker(), line.get_markerfacecolor(), line.get_linestyle()) for line in axes.lines]
+    assert len(looks) == 4 and len(set(looks)) == 3  # the two numbers of prior steps share one
+    assert {text.get_text() for text in axes.texts} == {"1", "2"}
+    # With more numbers of prior steps than of flow steps the lines run over the former
+    result = study_results()
+    for run in result["runs"]:
+        run["rows"] = [row for row in run["rows"] if row["steps"] == 2]
+    drawn = {tuple(line.get_xdata()): line for line in report.study_figure(result, "frechet_distance").axes[0].lines}
+    assert set(drawn) == {(2.0,), (2.1, 2.2)} and list(drawn[2.1, 2.2].get_ydata()) == pytest.approx([6.4, 6.4])
+    assert len({(color, marker) for color, marker in zip(report.COLORS, report.MARKERS)}) == len(report.COLORS)
+
+
+def test_spectrum_figure_draws_ratios_of_generated_to_real():
+    figure = report.spectrum_figure(study_results())
+    assert [axes.get_title() for axes in figure.axes] == ["1 step of the flow", "2 steps of the flow"]
+    for axes, last in zip(figure.axes, (0.25, 0.5)):
+        for line in axes.lines[1:]:
+            assert line.get_xydata() == pytest.approx(torch.tensor([[0.25, 0.5], [0.5, last]]).numpy())
+    labels = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert labels == {"plain", "ours, generated coarse, 2 prior steps", "ours, true coarse"}
+    with pytest.raises(ValueError, match="power spectra"):
+        report.spectrum_figure({"spectrum": [4.0, 2.0, 1.0], "runs": [{"run": "plain", "rows": [{"steps": 1}]}]})
+
+
+def test_report_script_writes_tables_and_figures_only_where_marks_are(workplace):
+    (workplace / "few.json").write_text(json.dumps(study_results()))
+    before = "Kept.\n<!-- study few -->\n<!-- /study -->\n<!-- study few kernel_distance -->\nold\n<!-- /study -->\n"
+    (workplace / "evidence.md").write_text(before)
+    script = [BENCHMARKS / "report.py", "--results", "few.json"]
+    run_process(*script, "--figure", "pictures/few.png", "--spectrum_figure", "s.png", "evidence.md", cwd=workplace)
+    text = (workplace / "evidence.md").read_text()
+    assert text.startswith("Kept.\n<!-- study few -->\n**Which?**") and "\nold\n" in text
+    assert min(Image.open(workplace / name).size[0] for name in ("pictures/few.png", "s.png")) > 500
+    assert stale_tables(text, workplace) == ["few"]  # the one of the kernel distance
+    run_process(*script, "--metric", "kernel_distance", "evidence.md", cwd=workplace)
+    text = (workplace / "evidence.md").read_text()
+    assert not stale_tables(text, workplace)
+    assert stale_tables(text.replace("12.4 ± 0.4", "12.3 ± 0.4", 1), workplace) == ["few"]
+    (workplace / "other.md").write_text("no marks")
+    (workplace / "evidence.md").write_text(before)
+    with pytest.raises(ValueError, match="other.md"):
+        report.write_table(study_results(), "few", "frechet_distance", ["evidence.md", "other.md"])
+    assert (workplace / "evidence.md").read_text() == before
+
+
+def test_report_refuses_a_file_without_results(workplace):
+    (workplace / "empty.json").write_text(json.dumps({"study": "few", "runs": []}))
+    with pytest.raises(ValueError, match="`runs` or `rows`"):
+        report.load("empty.json")
+
+
+# ------------------------------------------------------------------------------------------- toy.py, trajectories.py
+
+
+@pytest.mark.parametrize("noise_ratio", [0.3, 1.0])
+def test_toy_velocity_is_the_regression_of_the_pairs(noise_ratio):
+    """E[(source - sample) g(x)] = E[v(x) g(x)] for any g, and one Euler path ends on the data set."""
+    sample = toy.make_samples(12, seeded())
+    velocity = toy.exact_velocity(sample, noise_ratio)
+    x_1 = sample.repeat(4000, 1)
+    source = toy.make_source(x_1, randn(*x_1.shape, seed=1, dtype=torch.float64), noise_ratio)
+    for sigma in (0.25, 0.75, 1.0):
+        x = (1 - sigma) * x_1 + sigma * source
+        v = velocity(x, torch.full((len(x),), sigma))
+        for g in (torch.ones_like(x), x, torch.sin(3 * x.flip(1))):
+            difference = ((source - x_1 - v) * g).mean(0)
+            assert (difference.abs() < 5 * ((source - x_1 - v) * g).std(0) / len(x) ** 0.5).all()
+    end = toy.trajectories(velocity, source[:200])[-1]
+    assert torch.cdist(end, sample).min(1).values.quantile(0.9) < 0.01
+    assert torch.allclose(end.float(), curvature(velocity, source[:200]).sample.float(), atol=1e-4)
+
+
+def test_toy_with_one_sample_has_straight_paths():
+    sample = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    bend = curvature(toy.exact_velocity(sample, 0.5), randn(6, 2, dtype=torch.float64))
+    assert bend.curvature.max() < 1e-20 and torch.allclose(bend.sample, sample.expand(6, 2))
+
+
+def test_toy_counts_crossings():
+    """Against the solution of the two linear equations of each couple of segments."""
+    start, stop = randn(25, 2, seed=1, dtype=torch.float64), randn(25, 2, seed=2, dtype=torch.float64)
+    number = 0
+    for i in range(25):
+        for j in range(i):
+            places = torch.linalg.solve(torch.stack([stop[i] - start[i], start[j] - stop[j]], 1), start[j] - start[i])
+            number += bool(((places > 0) & (places < 1)).all())
+    assert toy.num_crossings(start, stop) == number > 20
+
+
+def test_toy_script_draws_fewer_crossings_and_less_curvature(workplace, call, capsys):
+    call(toy, output="a/toy.png", num_samples=60, num_drawn=20)
+    lines = [line.split("crossings ")[1] for line in capsys.readouterr().out.splitlines() if "crossings" in line]
+    plain, ours = ([float(part.split()[-1]) for part in line.split(",")] for line in lines)
+    assert plain[0] > ours[0] and plain[1] < ours[1] <= 1  # crossings, and what optimal transport would cost
+    assert plain[2] > ours[2] and plain[4] == pytest.approx(plain[2] / plain[3], rel=2e-3)
+    assert Image.open(workplace / "a/toy.png").size[0] > 800
+    for name, value in (("noise_ratio", 0.0), ("num_drawn", 61)):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            call(toy, **{"output": "b/toy.png", "num_samples": 60, name: value})
+    assert not (workplace / "b").exists()
+
+
+def strip_arguments(**changes):
+    arguments = {"num_samples": 2, "class_labels": None, "guidance_scale": 1.5, "prior_num_inference_steps": 2}
+    arguments |= {"columns": 3, "steps_per_column": 2, "seed": 0}
+    return type("Arguments", (), arguments | changes)
+
+
+def test_strips_run_from_the_source_to_what_the_pipeline_makes():
+    pipe = make_pipeline()
+    picture, sigmas = trajectories.strips(pipe, strip_arguments())
+    assert sigmas == pytest.approx([1.0, 0.5, 0.0]) and len(picture) == 3
+    call = {"guidance_scale": 1.5, "prior_guidance_scale": 1.5, "output_type": "latent"}
+    generators = [keyed_generator(0, "prior", i) for i in range(2)]
+    low = pipe([0, 1], generator=generators, prior_num_inference_steps=2, **call).prior_latents
+    noise = torch.cat([torch.randn(1, 4, 8, 8, generator=keyed_generator(0, "noise", i)) for i in range(2)])
+    source = pipe.scheduler.make_source(low, noise)
+    end = pipe([0, 1], latents=source, num_inference_steps=4, **call).images
+    for state, image in ((source, picture[0]), (end, picture[-1])):
+        decoded = decode_latents(pipe.vae, state).detach()
+        assert torch.allclose(image, (decoded / 2 + 0.5).clamp(0, 1), atol=1e-5)
+    finer, _ = trajectories.strips(pipe, strip_arguments(columns=5, steps_per_column=1))
+    assert torch.allclose(finer[::2], picture, atol=1e-6)
+
+
+def save_pixel_pipelines(folder: Path):
+    """A plain flow and a low-frequency one on 16x16 pixels, unconditional; the second without its prior model."""
+    config = {"sample_size": 16, "patch_size": 4, "in_channels": 3, "num_classes": None}
+    for name, noise_ratio in (("plain", 1.0), ("ours", 0.5)):
+        scheduler = LowFreqFlowMatchScheduler(factor=2, noise_ratio=noise_ratio)
+        LowFreqPipeline(make_transformer(**config), scheduler).save_pretrained(folder / name)
+    statistics = {"sample_mean": [0.0] * 3, "sample_std": [0.5] * 3}
+    make_prior(**config | statistics | {"sample_size": 8, "patch_size": 2}).save_pretrained(folder / "prior")
+
+
+def test_trajectories_script(workplace, call):
+    save_pixel_pipelines(workplace)
+    options = {"pipelines": ["plain", "ours"], "output": "a/strips.png", "columns": 3, "num_samples": 2}
+    with pytest.raises(ValueError, match="`names`"):
+        call(trajectories, names=["one"], **options)
+    with pytest.raises(ValueError, match="prior"):
+        call(trajectories, **options)
+    assert not (workplace / "a").exists()
+    call(trajectories, prior="prior", names=["plain flow", "low-frequency"], **options)
+    wide, high = Image.open(workplace / "a/strips.png").size
+    assert wide > 300 and high > 400
+    # Plain flow and low-frequency flow get the same noise
+    plain = LowFreqPipeline.from_pretrained("plain")
+    picture, _ = trajectories.strips(plain, strip_arguments())
+    noise = torch.cat([torch.randn(1, 3, 16, 16, generator=keyed_generator(0, "noise", i)) for i in range(2)])
+    assert torch.allclose(picture[0], (noise / 2 + 0.5).clamp(0, 1))
+
+
+# ---------------------------------------------------------------------------------------------------- evaluate.py
+
+
+@pytest.fixture
+def evaluation(workplace, grader):
+    make_folder(workplace / "images")
+    return {
+        "grader": grader,
+        "data": "images",
+        "split": "test",
+        "num_images": 14,
+        "steps": [1, 2],
+        "output": "out.json",
+    }
+
+
+def real_images() -> torch.Tensor:
+    return torch.from_numpy(make_pixels(18)).permute(0, 3, 1, 2).float() / 255
+
+
+def read(path="out.json"):
+    return json.loads(Path(path).read_text())
+
+
+def test_evaluate_grades_ours_and_overwrites_nothing(workplace, evaluation, call):
+    pipe = make_pipeline()
+    pipe.save_pretrained("ours")
+    more = {"prior_steps": [1, 3], "guidance_scale": 2.0, "curvature_images": 5, "spectrum": True}
+    call(evaluate, pipeline="ours", batch_size=14, **evaluation, **more)
+    result = read()
+    share = count_flops(pipe.prior, (4, 4, 4)) / count_flops(pipe.transformer, (4, 8, 8))
+    for row in result["rows"]:  # guided: two passes a step; the prior follows the flow
+        prior = 2 * row["prior_steps"] * share if row["coarse"] == "generated" else 0
+        assert row["effective_nfe"] == pytest.approx(2 * row["steps"] + prior, abs=2e-3)
+        assert row["num_images"] == 14 and row["num_reference"] == 18 and 0 <= row["class_named"] <= 1
+    settings = [(row["coarse"], row["prior_steps"]) for row in result["rows"][::2]]
+    assert settings == [("generated", 1), ("generated", 3), ("true", None)] and result["extractor"] == "tiny-grader"
+    assert [(row["coarse"], row["prior_steps"]) for row in result["curvature"]] == settings
+    for row in result["curvature"]:
+        assert row["normalized_curvature"] == pytest.approx(row["curvature"] / row["squared_path_length"])
+        assert ("coarse_frechet_distance" in row) == (row["coarse"] == "generated")
+    assert result["spectrum"] == pytest.approx(radial_power_spectrum(real_images()).mean(0).tolist(), rel=1e-4)
+
+    written = Path("out.json").read_bytes()
+    with pytest.raises(ValueError, match="nothing is overwritten"):
+        call(evaluate, pipeline="ours", **evaluation)
+    assert Path("out.json").read_bytes() == written
+    # However the images are cut into batches, the figures are the same
+    more["prior_steps"] = 1
+    call(evaluate, pipeline="ours", batch_size=5, **evaluation | {"output": "again.json"}, **more)
+    again = read("again.json")
+    for kind, names in (("rows", ["frechet_distance", "class_named"]), ("curvature", ["curvature"])):
+        for a, b in zip([row for row in result[kind] if row["prior_steps"] != 3], again[kind], strict=True):
+            assert [a[n] for n in names] == pytest.approx([b[n] for n in names], rel=1e-3)
+
+
+def make_ddim(path: Path):
+    torch.manual_seed(0)
+    config = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    pipe = DDIMPipeline(UNet2DModel(sample_size=16, add_attention=False, **config, **blocks), DDIMScheduler())
+    pipe.save_pretrained(path)
+    return pipe
+
+
+def test_evaluate_grades_an_unconditional_pipeline_of_diffusers(workplace, evaluation, grader, call):
+    """The distance is that of a plain loop around the pipeline; a forward pass an image and step is counted."""
+    pipe = make_ddim(workplace / "ddim")
+    call(evaluate, pipeline="ddim", batch_size=5, **evaluation)
+    rows = read()["rows"]
+    assert [row["effective_nfe"] for row in rows] == [1.0, 2.0] and "class_named" not in rows[0]
+    pipe.set_progress_bar_config(disable=True)
+    generators = [keyed_generator(0, i) for i in range(14)]
+    images = pipe(batch_size=14, generator=generators, num_inference_steps=2, output_type="np").images
+    features = Grader.from_pretrained(grader).eval()
+    with torch.no_grad():
+        generated = features(torch.from_numpy(images).permute(0, 3, 1, 2))[1]
+        expected = frechet_distance(generated, features(real_images())[1])
+    assert rows[1]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_evaluate_grades_a_conditional_latent_pipeline_of_diffusers(workplace, evaluation, call):
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "norm_num_groups": 4}
+    transformer = DiTTransformer2DModel(sample_size=8, in_channels=4, out_channels=8, **heads)
+    DiTPipeline(transformer, make_autoencoder(), DDIMScheduler()).save_pretrained("dit")
+    call(evaluate, pipeline="dit", guidance_scale=[1.0, 3.0], **evaluation)
+    rows = read()["rows"]
+    assert [(row["guidance_scale"], row["effective_nfe"]) for row in rows] == [(1, 1), (1, 2), (3, 2), (3, 4)]
+    assert all(0 <= row["class_named"] <= 1 for row in rows)
+
+
+# ---------------------------------------------------------------------------------------------------- run_study.py
+
+
+STUDY = {
+    "question": "Which?",
+    "tiers": {
+        "cpu": {
+            "train": {
+                "resolution": 16, "conditional": False, "factor": 4, "patch_size": 4, "prior_patch_size": 2,
+                "transformer_size": "1x2x8", "prior_size": "1x2x8", "max_train_steps": 2, "prior_max_train_steps": 2,
+                "train_batch_size": 4, "prior_train_batch_size": 4, "lr_warmup_steps": 1, "num_validation_images": 2,
+            },
+            "flow": {"noise_ratio": 0.5},
+            "prior": {},
+            "evaluate": {"num_images": 14, "batch_size": 14, "steps": [1], "prior_steps": [1], "spectrum": True},
+            "seeds": [0],
+        }
+    },
+    "runs": {"plain": {"flow": {"noise_ratio": 1.0, "max_train_steps": 3}}, "ours": {}},
+}  # fmt: skip
+
+
+def write_study(root: Path, study=STUDY):
+    (root / "benchmarks/studies").mkdir(parents=True, exist_ok=True)
+    (root / "benchmarks/studies/tiny.json").write_text(json.dumps(study))
+    if not (root / "images").exists():
+        make_folder(root / "images")
+
+
+def figures(path) -> list:
+    """What a results file says, without the clock."""
+    kept = [(run["run"], run["seed"], [row["frechet_distance"] for row in run["rows"]]) for run in read(path)["runs"]]
+    return sorted(kept)
+
+
+def files(folder: Path) -> dict:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_run_study_trains_and_grades_once(workplace, grader, call, monkeypatch):
+    monkeypatch.setattr(run_study, "ROOT", str(workplace))
+    write_study(workplace)
+    options = {"study": "tiny", "tier": "cpu", "train_data": "images", "test_data": "images", "grader": grader}
+    call(run_study, runs=["plain"], **options)
+    path = workplace / "benchmarks/results/tiny-cpu.json"
+    (first,) = read(path)["runs"]
+    assert first["run"] == "plain" and "prior" not in first and first["flow"]["steps"] == "3"
+    call(run_study, **options)
+    result = read(path)
+    assert [run["run"] for run in result["runs"]] == ["plain", "ours"] and result["runs"][0] == first
+    assert [row["coarse"] for row in result["runs"][1]["rows"]] == ["generated", "true"]
+    assert result["runs"][1]["prior"]["steps"] == "2" and len(result["spectrum"]) == 9
+    before = files(workplace / "out") | files(workplace / "benchmarks")
+    call(run_study, **options)
+    after = files(workplace / "out") | files(workplace / "benchmarks")
+    assert {name for name in before if before[name] != after[name]} <= {p for p in before if "cache" in str(p)}
+    assert set(after) == set(before)
+    # It is a file that the report takes, spectrum included
+    assert len(report.table(result).splitlines()) == 7 and len(report.spectrum_figure(result).axes) == 1
+
+    written = path.read_bytes()
+    for place, value in (("tiers", 5), ("runs", 4)):
+        study = json.loads(json.dumps(STUDY))
+        (study["tiers"]["cpu"]["train"] if place == "tiers" else study["runs"]["plain"]["flow"])["max_train_steps"] = value  # fmt: skip
+        write_study(workplace, study)
+        with pytest.raises(ValueError, match="another configuration; nothing is overwritten"):
+            call(run_study, **options)
+    with pytest.raises(ValueError, match="`runs`"):
+        call(run_study, runs=["none"], **options)
+    assert path.read_bytes() == written
+
+
+@pytest.mark.slow
+def test_run_study_goes_on_after_a_kill(workplace, grader):
+    """Killed after the first run, the command says the same in the end as one that was left alone."""
+    for name in ("benchmarks", "examples"):
+        ignored = shutil.ignore_patterns("results", "studies", "__pycache__")
+        shutil.copytree(ROOT / name, workplace / "root" / name, ignore=ignored)
+    write_study(workplace / "root")
+    (workplace / "root/images").rename(workplace / "images")
+    line = [
+        sys.executable,
+        "root/benchmarks/run_study.py",
+        "--study",
+        "tiny",
+        "--tier",
+        "cpu",
+        "--grader",
+        str(grader),
+    ]
+    line += ["--train_data", "images", "--test_data", "images", "--output"]
+    environment = os.environ | {"HF_HOME": str(workplace / "hf"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*line, "killed.json"], cwd=workplace, env=environment, stderr=subprocess.DEVNULL)
+    while not Path("killed.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    (first,) = read("killed.json")["runs"]
+    run_process(*line[1:], "killed.json", cwd=workplace)
+    run_process(*line[1:], "whole.json", "--work_dir", "elsewhere", cwd=workplace)
+    assert read("killed.json")["runs"][0] == first and len(read("whole.json")["runs"]) == 2
+    for a, b in zip(figures("killed.json"), figures("whole.json")):
+        assert a[:2] == b[:2] and a[2] == pytest.approx(b[2], rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------- coupling.py
+
+
+@pytest.mark.parametrize("name", coupling.MASKS)
+def test_masks_are_orthogonal_projections_of_the_same_rank(name):
+    sample = randn(3, 2, 16, 16)
+    kept = coupling.project(sample, name, 4, seeded(1))
+    assert torch.equal(coupling.project(kept, name, 4, seeded(1)), kept)
+    assert (kept * (sample - kept)).abs().max() == 0 and (kept != 0).sum() == kept.numel() / 16
+    side = 4 if name == "patch mask" else 1
+    blocks = (kept != 0).float().unfold(2, side, side).unfold(3, side, side).mean((-1, -2))
+    assert set(blocks.unique().tolist()) == {0.0, 1.0}
+
+
+def test_coupling_script_keeps_the_identity_without_noise_and_what_is_done(workplace, call):
+    make_folder(workplace / "images")
+    options = {"data": "images", "resolution": 16, "num_pairs": 18, "factor": [2, 4], "seeds": 0, "output": "a/c.json"}
+    call(coupling, noise_ratio=0.0, **options)
+    first = read("a/c.json")["rows"]
+    for row in first:  # an orthogonal projection of distinct images is its own optimal transport
+        if row["operator"] in ("area", "dct"):
+            assert row["identity_kept"] == 1 and row["cost_ratio"] == pytest.approx(1)
+    call(coupling, noise_ratio=[0.0, 1.0], **options)
+    rows = read("a/c.json")["rows"]
+    assert rows[: len(first)] == first and len(rows) == 2 * len(first) == 20
+    assert all(row["cost_ratio"] < 1 and row["identity_kept"] < 1 for row in rows[len(first) :])
+    assert len(report.table(read("a/c.json")).splitlines()) == 4 + 10
+    written = Path("a/c.json").read_bytes()
+    with pytest.raises(ValueError, match="`num_pairs`"):
+        call(coupling, **options | {"num_pairs": 19})
+    make_pipeline().save_pretrained("tiny-pipeline")
+    with pytest.raises(ValueError, match="nothing is overwritten"):
+        call(coupling, vae="tiny-pipeline", **options)
+    assert Path("a/c.json").read_bytes() == written
+    call(coupling, vae="tiny-pipeline", noise_ratio=0.5, operators="area", **options | {"output": "latents.json"})
+    assert [row["factor"] for row in read("latents.json")["rows"]] == [2, 4]
