@@ -39,7 +39,7 @@ bench-few-steps bench-prior: bench-%: $(STAMP)
 	$(RUN) benchmarks/report.py --results benchmarks/results/$*-$(TIER).json --figure docs/figures/$*-$(TIER).png docs/evidence.md
 
 bench-coupling: $(STAMP)
-	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling-pixels.json
-	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --vae checkpoints/cifar10-32 --output benchmarks/results/coupling-latents.json
+	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling-pixels.json --num_pairs 1000
+	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling-pixels.json --num_pairs 10000 \
+		--factor 4 --noise_ratio 0.5 --operators bicubic area dct
 	$(RUN) benchmarks/report.py --results benchmarks/results/coupling-pixels.json --figure docs/figures/coupling-pixels.png docs/evidence.md
-	$(RUN) benchmarks/report.py --results benchmarks/results/coupling-latents.json --figure docs/figures/coupling-latents.png docs/evidence.md
