@@ -301,9 +301,9 @@ def coupling_figure(result: dict):
             axes.grid(True, color="0.9", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.set_ylim(-4, 104)
-        row[0].set_ylabel("identity kept, %")
-    for axes in grid[-1]:
-        axes.set_xlabel("noise ratio α")
+            axes.set(xlabel="noise ratio α", ylabel="identity kept, %")
+            axes.tick_params(labelbottom=True, labelleft=True)
+            axes.set_visible(axes.has_data())  # not every number of pairs is measured at every factor
     shown = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(
         [shown[o] for o in operators], operators, loc="outside lower center", ncols=len(operators), frameon=False

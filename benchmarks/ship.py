@@ -27,7 +27,7 @@ It was trained on the 50,000 training images of CIFAR-10, from a public re-encod
 out; it was stopped and resumed. The prior model and the flow were trained with `examples/configs/cifar10.json`, each in one
 go on one core, beside other work. The guidance scale and the noise ratio that are used here were chosen with other seeds and
 against the training images (`benchmarks/results/cifar10-32-guidance-and-noise-ratio.json` and
-`cifar10-32-low-noise-ratio.json`), before the test images were graded.
+`cifar10-32-low-noise-ratio.json`), before this checkpoint was graded on the test images.
 
 ![Coarse image, then 1, 2, 4, 8 steps](assets/demo.jpg)
 

@@ -88,11 +88,6 @@ class SemiDiscreteCoupling:
     It needs one float32 copy of the samples, on their device (while it is built, float64 ones of one class), and 64 MiB;
     a draw costs one product with the samples of each class. Equal samples compete for one cell: keep one of them.
 
-    On 50,000 coarse latents of CIFAR-10 (8x4x4, 10 classes, unit variance) the default fit takes 67 s on one core. The
-    mean squared distance is then 184; in batches of 256 exact assignment within the class has 220, chance 256. Zero
-    weights leave 79 % of the samples without a hit in 10 draws each; after the fit none is without one in 40, and the
-    masses vary by 18 % (standard deviation) around their mean.
-
     Args:
         samples (`torch.Tensor` of shape `(num_samples, ...)`):
             All data, in the units in which the flow is trained.
