@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+STUDIES := few-steps noise-ratio projection guidance prior truncation
 
-.PHONY: demo test test-all style bench bench-coupling bench-few-steps bench-prior
+.PHONY: demo test test-all style bench bench-ablations bench-coupling bench-gap $(STUDIES:%=bench-%)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,12 +35,23 @@ TIER ?= cpu
 TRAIN_DATA ?= cifar10/train.parquet
 TEST_DATA ?= cifar10/test.parquet
 
-bench-few-steps bench-prior: bench-%: $(STAMP)
-	$(RUN) benchmarks/run_study.py --study $* --tier $(TIER) --train_data $(TRAIN_DATA) --test_data $(TEST_DATA)
-	$(RUN) benchmarks/report.py --results benchmarks/results/$*-$(TIER).json --figure docs/figures/$*-$(TIER).png docs/evidence.md
+VAE ?= checkpoints/cifar10-32
+
+$(STUDIES:%=bench-%): bench-%: $(STAMP)
+	$(RUN) benchmarks/run_study.py --study $* --tier $(TIER) --train_data $(TRAIN_DATA) --test_data $(TEST_DATA) --vae $(VAE)
+	$(RUN) benchmarks/report.py --results benchmarks/results/$*-$(TIER).json --figures_dir docs/figures docs/evidence.md README.md
+
+bench-ablations: bench-noise-ratio bench-projection
+
+bench-gap: bench-prior bench-truncation
 
 bench-coupling: $(STAMP)
 	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling-pixels.json --num_pairs 1000
 	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling-pixels.json --num_pairs 10000 \
-		--factor 4 --noise_ratio 0.5 --operators bicubic area dct
-	$(RUN) benchmarks/report.py --results benchmarks/results/coupling-pixels.json --figure docs/figures/coupling-pixels.png docs/evidence.md
+		--factor 4 --noise_ratio 0.5 0.6 0.7 0.8 --operators bicubic area dct
+	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --vae $(VAE) --output benchmarks/results/coupling-latents.json \
+		--num_pairs 1000 --factor 2 4
+	for space in pixels latents; do \
+		$(RUN) benchmarks/report.py --results benchmarks/results/coupling-$$space.json --figures_dir docs/figures docs/evidence.md \
+			|| exit 1; \
+	done

@@ -5,11 +5,13 @@
     python benchmarks/evaluate.py --pipeline checkpoints/cifar10-32 --grader checkpoints/graders/cifar10-32 \
         --data cifar10/test.parquet --split test --output benchmarks/results/cifar10-32.json
 
-Coarse latents come from the prior model (generated) or from the images (true, the oracle). Effective NFE counts forward
-passes of the flow per image, and those of the prior by their share of its FLOPs.
+Coarse latents come from the prior model (generated) or from images (true, the oracle); these images, the first of a fixed
+random order, are no part of what is compared with. Effective NFE counts forward passes of the flow per image, and those of
+the prior by their share of its FLOPs. With several graders the figures of the first are those of a row.
 """
 
 import argparse
+import hashlib
 import inspect
 import json
 import os
@@ -27,7 +29,14 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqPipeline
 from diffusers_lowfreq.autoencoding import decode_latents, encode_images
-from diffusers_lowfreq.evaluation import FeatureStatistics, curvature, frechet_distance, radial_power_spectrum
+from diffusers_lowfreq.evaluation import (
+    FeatureMoments,
+    FeatureStatistics,
+    count_flops,
+    curvature,
+    frechet_distance,
+    radial_power_spectrum,
+)
 from diffusers_lowfreq.training import LatentCache, keyed_generator, load_images, machine_kind
 
 
@@ -36,7 +45,9 @@ def parse_args(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--pipeline", required=True)
-    parser.add_argument("--grader", required=True, help="a folder of `train_features.py`, or a TorchScript file")
+    parser.add_argument(
+        "--grader", nargs="+", required=True, help="folders of `train_features.py`, or TorchScript files"
+    )
     parser.add_argument("--grader_resolution", type=int, help="images are resized to it for the grader")
     parser.add_argument("--data", required=True, help="images to compare with: a folder, or parquet files")
     parser.add_argument("--split", required=True, help="what results call these images")
@@ -49,10 +60,13 @@ def parse_args(argv=None):
     parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0])
     parser.add_argument("--prior_guidance_scale", type=float, nargs="+", help="by default that of the flow")
     parser.add_argument("--noise_ratio", type=float, nargs="+", help="by default the scheduler's own")
-    parser.add_argument("--coarse", nargs="+", choices=["generated", "true"], default=["generated", "true"])
+    parser.add_argument(
+        "--coarse", nargs="+", choices=["generated", "true", "truncated"], default=["generated", "true"]
+    )
     parser.add_argument("--curvature_images", type=int, default=0, help="images of the curvature, 128 steps; 0: none")
     parser.add_argument("--spectrum", action="store_true", help="write the power spectra too")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
 
@@ -81,41 +95,81 @@ class Extractor(torch.nn.Module):
     def named(self, labels: torch.Tensor) -> float | None:
         """The share of the images since the last call that it takes for their labels; `None` if it does not classify."""
         classes, self.classes = self.classes, []
-        return (torch.cat(classes) == labels).float().mean().item() if classes else None
+        return (torch.cat(classes).cpu() == labels.cpu()).float().mean().item() if classes else None
+
+
+def fingerprint(cache: LatentCache) -> str:
+    """A hash of what a cache of pixels holds, the same on every machine."""
+    digest = hashlib.sha256()
+    for values in (*cache.latents, cache.labels):
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Reference:
-    """Real images in a fixed shuffled order, and the statistics of their features."""
+    """
+    Real images in a fixed shuffled order.
 
-    def __init__(self, data: str, split: str, resolution: int, extractor: Extractor, cache_dir: str, seed: int):
-        images = load_images(train_data_dir=data, resolution=resolution)
-        self.cache = LatentCache.build(images, None, cache_dir, progress=tqdm)
-        self.order = torch.randperm(len(self.cache), generator=keyed_generator(seed, "test")).tolist()
-        self.extractor, self.split = extractor, split
-        self.statistics = FeatureStatistics(extractor, extractor.name, split, max_features=2000)
+    The first `num_held_out` lend their labels and, for the oracle, their coarse versions; all others are what generated
+    images are compared with, so that the oracle is not graded by the images that it was made from.
+    """
+
+    def __init__(
+        self, data: str, split: str, resolution: int, extractors: list[Extractor], cache_dir: str, num_held_out: int
+    ):
+        self.cache = LatentCache.build(
+            load_images(train_data_dir=data, resolution=resolution), None, cache_dir, progress=tqdm
+        )
+        if not 0 < num_held_out < len(self.cache) - 1:
+            raise ValueError(
+                f"`num_images` must leave at least 2 of the {len(self.cache)} images of `data` to compare with, got "
+                f"{num_held_out}."
+            )
+        self.order = torch.randperm(len(self.cache), generator=keyed_generator(0, "test")).tolist()
+        self.extractors, self.split = extractors, split
+        self.device = next((p.device for p in extractors[0].parameters()), torch.device("cpu"))
+        self.statistics = [FeatureStatistics(e, e.name, split, max_features=2000) for e in extractors]
         classes, spectra = [], []
-        for start in tqdm(range(0, len(self.cache), 500), desc=f"features of {split}"):
+        for start in tqdm(range(num_held_out, len(self.cache), 500), desc=f"features of {split}"):
             images, labels = self.batch(start, start + 500)
-            self.statistics.update(images)
+            for statistics in self.statistics:
+                statistics.update(images)
             classes.append(labels)
             spectra.append(radial_power_spectrum(images))
-        self.accuracy = extractor.named(torch.cat(classes))
+        self.accuracy = [extractor.named(torch.cat(classes)) for extractor in extractors]
         self.spectrum = torch.cat(spectra).mean(0).tolist()
+
+    @property
+    def facts(self) -> dict:
+        """What these figures depend on, for a results file."""
+        return {
+            "extractor": self.extractors[0].name,
+            "graders": {e.name: {"accuracy": a} for e, a in zip(self.extractors, self.accuracy)},
+            "split": self.split,
+            "num_reference": self.statistics[0].num_images,
+            "reference_fingerprint": fingerprint(self.cache),
+        }
 
     def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images in [0, 1] and their labels."""
         batch = self.cache.__getitems__([(i, False) for i in self.order[start:stop]])
-        return (batch["sample"] + 1) / 2, batch["label"]
+        return ((batch["sample"] + 1) / 2).to(self.device), batch["label"].to(self.device)
+
+    def compare(self, generated: list[FeatureStatistics]) -> dict:
+        """Figures of the first grader, and the distances of the others by their names."""
+        first, *others = [s.compare(r, kernel_subsets=None) for s, r in zip(generated, self.statistics, strict=True)]
+        distances = ("frechet_distance", "kernel_distance")
+        return first | ({"graders": {o["extractor"]: {k: o[k] for k in distances} for o in others}} if others else {})
 
 
 def generate(pipe, steps: int, labels: torch.Tensor, generators: list[torch.Generator], **inputs):
-    """Call any pipeline; return images in [0, 1] and the effective NFE."""
+    """Call any pipeline; return images in [0, 1], the effective NFE, and the coarse latents where there are any."""
     if isinstance(pipe, LowFreqPipeline):
         labels = labels if pipe.transformer.config.num_classes is not None else None
         number = 1 if labels is not None or "prior_latents" in inputs else len(generators)
         inputs |= {"class_labels": labels, "num_images_per_prompt": number, "output_type": "pt"}
-        images = pipe(num_inference_steps=steps, generator=generators, **inputs).images
-        return images, pipe.effective_nfe
+        output = pipe(num_inference_steps=steps, generator=generators, **inputs)
+        return output.images, pipe.effective_nfe, output.prior_latents
     network = getattr(pipe, "transformer", None) or pipe.unet
     rows = []
     hook = network.register_forward_pre_hook(
@@ -134,7 +188,55 @@ def generate(pipe, steps: int, labels: torch.Tensor, generators: list[torch.Gene
     accepted = inspect.signature(pipe.__call__).parameters
     images = pipe(num_inference_steps=steps, **{k: v for k, v in inputs.items() if k in accepted}).images
     hook.remove()
-    return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float(), sum(rows) / len(labels)
+    return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float(), sum(rows) / len(labels), None
+
+
+def prior_share(pipe) -> float:
+    """FLOPs of a forward pass of the prior model over those of the flow."""
+    flops = []
+    for model in (pipe.prior, pipe.transformer):
+        size = model.config.sample_size
+        size = (size, size) if isinstance(size, int) else size
+        condition = {"noise_ratio": torch.ones(1, device=model.device)} if model.config.use_noise_ratio else {}
+        flops.append(count_flops(model, (model.config.in_channels, *size), **condition))
+    return flops[0] / flops[1]
+
+
+def truncated_source(pipe, prior_steps: int, noise_ratio: float, labels, generators) -> torch.Tensor:
+    """
+    Make the source from a prior model that stops early: the noise left in its state is coarse noise of the source.
+
+    At level s the state of the prior model over 1 - s is the coarse latent at unit scale plus noise of deviation
+    s / (1 - s). An orthogonal projection makes of white noise coarse noise of deviation 1 / factor, so the prior model
+    can stop where (1 - noise_ratio) * std * s / (1 - s) = noise_ratio / factor. The channel of the largest std says
+    where; what the others lack is taken from the coarse noise that is drawn.
+    """
+    prior, projection, factor = pipe.prior, pipe.scheduler.projection, pipe.scheduler.config.factor
+    if pipe.scheduler.config.projection not in ("area", "dct") or not 0 < noise_ratio < 1:
+        raise ValueError(
+            "`coarse` 'truncated' needs an orthogonal projection, area or dct, and 0 < `noise_ratio` < 1."
+        )
+    channels, device = prior.config.in_channels, prior.device
+    size = pipe.transformer.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    mean, std = (
+        torch.tensor(v, device=device).view(-1, 1, 1) for v in (prior.config.sample_mean, prior.config.sample_std)
+    )
+    ratio = noise_ratio / (factor * (1 - noise_ratio) * std.max())  # s / (1 - s)
+    sigmas = torch.linspace(1, (ratio / (1 + ratio)).item(), prior_steps + 1).tolist()
+    shape = (len(generators), channels, height // factor, width // factor)
+    state = randn_tensor(shape, generator=generators, device=device)
+    condition = {"class_labels": labels} if labels is not None else {}
+    for sigma, following in zip(sigmas, sigmas[1:]):
+        timestep = torch.full((len(state),), sigma * 1000, device=device)
+        state = state + (following - sigma) * prior(state, timestep, return_dict=False, **condition)[0]
+    low = state / (1 - sigmas[-1]) * std + mean
+    noise = randn_tensor((len(generators), channels, height, width), generator=generators, device=device)
+    held = (1 - noise_ratio) * ratio * std  # deviation of the noise in (1 - noise_ratio) * low
+    missing = ((noise_ratio / factor) ** 2 - held**2).clamp(min=0).sqrt() * factor  # of unit coarse noise, times noise
+    coarse_noise = projection.downsample(noise)
+    noise = noise - projection.upsample(coarse_noise * (1 - missing / noise_ratio))
+    return pipe.scheduler.make_source(low, noise, noise_ratio)
 
 
 def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
@@ -142,7 +244,11 @@ def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
     model = pipe.transformer
 
     def velocity(x, sigma):
-        inputs = {"noise_ratio": torch.full((len(x),), noise_ratio)} if model.config.use_noise_ratio else {}
+        inputs = (
+            {"noise_ratio": torch.full((len(x),), noise_ratio, device=x.device)}
+            if model.config.use_noise_ratio
+            else {}
+        )
         if model.config.num_classes is None:
             return model(x, sigma * 1000, return_dict=False, **inputs)[0]
         conditional = model(x, sigma * 1000, class_labels=labels, return_dict=False, **inputs)[0]
@@ -181,10 +287,14 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
     settings = []
     for noise_ratio in (args.noise_ratio or [pipe.scheduler.config.noise_ratio]) if ours else [None]:
         for coarse in args.coarse if noise_ratio is not None and noise_ratio < 1 else [None]:
-            for prior_steps in args.prior_steps if coarse == "generated" else [None]:
+            for prior_steps in args.prior_steps if coarse in ("generated", "truncated") else [None]:
                 prior_scales = args.prior_guidance_scale if coarse == "generated" else None
                 scales = product(args.guidance_scale, prior_scales or [None])
                 settings += [(noise_ratio, coarse, prior_steps, *scale) for scale in scales]
+    if any(coarse == "generated" for _, coarse, *_ in settings):
+        true_low = torch.cat([true_coarse(reference.batch(*batch)[0]).flatten(1) for batch in batches])
+        true_moments = FeatureMoments(true_low.shape[1])
+        true_moments.update(true_low)
     bar = progress(total=len(settings) * len(batches) * len(args.steps))
     for noise_ratio, coarse, prior_steps, guidance_scale, prior_guidance_scale in settings:
         prior_guidance_scale = guidance_scale if prior_guidance_scale is None else prior_guidance_scale
@@ -194,8 +304,10 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
         if coarse == "generated":
             inputs |= {"prior_num_inference_steps": prior_steps, "prior_guidance_scale": prior_guidance_scale}
             setting["prior_guidance_scale"] = prior_guidance_scale
+        if coarse == "generated":
+            coarse_moments = FeatureMoments(true_moments.dim)
         for steps in args.steps:
-            statistics = FeatureStatistics(reference.extractor, reference.extractor.name)
+            statistics = [FeatureStatistics(e, e.name, max_features=2000) for e in reference.extractors]
             classes, spectra, seconds = [], [], 0.0
             for start, stop in batches:
                 images, labels = reference.batch(start, stop)
@@ -203,24 +315,32 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
                     inputs["prior_latents"] = true_coarse(images)
                 generators = [keyed_generator(args.seed, i) for i in range(start, stop)]
                 started = time.perf_counter()
-                generated, nfe = generate(pipe, steps, labels, generators, **inputs)
+                if coarse == "truncated":
+                    given = labels if is_conditional else None
+                    inputs["latents"] = truncated_source(pipe, prior_steps, noise_ratio, given, generators)
+                generated, nfe, low = generate(pipe, steps, labels, generators, **inputs)
+                if coarse == "truncated":
+                    nfe += prior_steps * prior_share(pipe)
                 seconds += time.perf_counter() - started
-                statistics.update(generated)
+                if coarse == "generated" and steps == args.steps[0]:
+                    coarse_moments.update(low.flatten(1))
+                for gathered in statistics:
+                    gathered.update(generated)
                 classes.append(labels)
                 if args.spectrum:
                     spectra.append(radial_power_spectrum(generated))
                 bar.update()
-            generator = keyed_generator(args.seed, "kernel distance")
             row = setting | {"steps": steps, "effective_nfe": round(nfe, 4)}
-            row |= statistics.compare(reference.statistics, generator=generator)
-            row["seconds_per_image"] = round(seconds / args.num_images, 5)
-            named = reference.extractor.named(torch.cat(classes))
+            if coarse == "generated":
+                row["coarse_frechet_distance"] = frechet_distance(coarse_moments, true_moments)
+            row |= reference.compare(statistics) | {"seconds_per_image": round(seconds / args.num_images, 5)}
+            named = [extractor.named(torch.cat(classes)) for extractor in reference.extractors]
             if is_conditional:
-                row["class_named"] = named
+                row["class_named"] = named[0]
             if args.spectrum:
                 row["spectrum"] = torch.cat(spectra).mean(0).tolist()
             result["rows"].append(row)
-        if ours and args.curvature_images:
+        if ours and args.curvature_images and coarse != "truncated" and prior_steps in (None, args.prior_steps[-1]):
             figures = grade_paths(pipe, reference, args, inputs, true_coarse)
             result.setdefault("curvature", []).append(setting | figures)
     bar.close()
@@ -228,15 +348,14 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
 
 
 def grade_paths(pipe, reference, args, inputs, true_coarse) -> dict:
-    """Measure the curvature from the sources of one setting, and how far its coarse latents are from true ones."""
+    """Measure the curvature from the sources of one setting."""
     is_conditional = pipe.transformer.config.num_classes is not None
-    paths, low, true_low = [], [], []
+    paths = []
     for start in range(0, args.curvature_images, args.batch_size):
         images, labels = reference.batch(start, min(start + args.batch_size, args.curvature_images))
         generators = [keyed_generator(args.seed, i) for i in range(start, start + len(images))]
-        true_low.append(true_coarse(images))
         if "prior_latents" in inputs:
-            inputs["prior_latents"] = true_low[-1]
+            inputs["prior_latents"] = true_coarse(images)
         output = pipe(
             labels if is_conditional else None,
             num_images_per_prompt=1 if is_conditional or "prior_latents" in inputs else len(images),
@@ -246,20 +365,15 @@ def grade_paths(pipe, reference, args, inputs, true_coarse) -> dict:
             **inputs,
         )
         if inputs["noise_ratio"] == 1:
-            source = randn_tensor(output.images.shape, generator=generators)
+            source = randn_tensor(output.images.shape, generator=generators, device=reference.device)
         else:
-            low.append(output.prior_latents)
-            source = pipe.prepare_latents(low[-1], inputs["noise_ratio"], generators)
+            source = pipe.prepare_latents(output.prior_latents, inputs["noise_ratio"], generators)
         velocity = flow_velocity(pipe, labels, inputs["noise_ratio"], inputs["guidance_scale"])
         paths.append(curvature(velocity, source))
     bend, length = (
         torch.cat([getattr(p, k) for p in paths]).mean().item() for k in ("curvature", "squared_path_length")
     )
     figures = {"curvature": bend, "squared_path_length": length, "normalized_curvature": bend / length}
-    if low and "prior_latents" not in inputs:
-        figures["coarse_frechet_distance"] = frechet_distance(
-            torch.cat(low).flatten(1), torch.cat(true_low).flatten(1)
-        )
     return figures | {"curvature_images": args.curvature_images}
 
 
@@ -285,18 +399,12 @@ def main():
     if vae is not None:  # not every pipeline of diffusers says by how much its autoencoder shrinks an image
         scale = getattr(pipe, "vae_scale_factor", None) or 2 ** (len(vae.config.block_out_channels) - 1)
     resolution = (size if isinstance(size, int) else size[0]) * scale
-    extractor = Extractor(args.grader, args.grader_resolution)
-    reference = Reference(args.data, args.split, resolution, extractor, args.cache_dir, args.seed)
-    result = {
-        "pipeline": os.path.basename(args.pipeline.rstrip("/")),
-        "extractor": extractor.name,
-        "split": args.split,
-    }
-    result |= {"num_reference": reference.statistics.num_images, "grader_accuracy": reference.accuracy}
-    result |= environment(args)
+    extractors = [Extractor(path, args.grader_resolution).to(args.device) for path in args.grader]
+    reference = Reference(args.data, args.split, resolution, extractors, args.cache_dir, args.num_images)
+    result = {"pipeline": os.path.basename(args.pipeline.rstrip("/"))} | reference.facts | environment(args)
     if args.spectrum:
         result["spectrum"] = reference.spectrum
-    result |= grade(pipe, reference, args)
+    result |= grade(pipe.to(args.device), reference, args)
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
     with open(args.output, "w", encoding="utf-8") as file:
         json.dump(result, file, indent=1)

@@ -18,10 +18,13 @@ class Grader(ModelMixin, ConfigMixin):
             Classes.
         width (`int`, defaults to `64`):
             Channels of the first stage; the second and the third have twice and four times as many.
+        patch_size (`int`, defaults to `2`):
+            Side of the squares of pixels that become one place of the first stage: a 16th of the side of the images makes
+            them 16 by 16 places.
     """
 
     @register_to_config
-    def __init__(self, num_classes: int = 10, width: int = 64):
+    def __init__(self, num_classes: int = 10, width: int = 64, patch_size: int = 2):
         super().__init__()
 
         def conv(channels_in, channels_out, stride=1):
@@ -29,7 +32,7 @@ class Grader(ModelMixin, ConfigMixin):
                 nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False), nn.BatchNorm2d(channels_out)
             )
 
-        self.stem = conv(12, width)
+        self.stem = conv(3 * patch_size**2, width)
         self.down_1 = conv(width, 2 * width, 2)
         self.residual_1 = conv(2 * width, 2 * width)
         self.down_2 = conv(2 * width, 4 * width, 2)
@@ -38,7 +41,7 @@ class Grader(ModelMixin, ConfigMixin):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map images in [0, 1], `(batch, 3, height, width)`, to logits `(batch, classes)` and features `(batch, 4 * width)`."""
-        x = F.pixel_unshuffle(images * 2 - 1, 2)
+        x = F.pixel_unshuffle(images * 2 - 1, self.config.patch_size)
         x = F.relu(self.stem(x))
         x = F.relu(self.down_1(x))
         x = x + F.relu(self.residual_1(x))

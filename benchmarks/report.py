@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Write the table of a results file between its marks in Markdown files, and draw its figure.
+"""Write the tables of a results file between its marks in Markdown files, and draw its figures.
 
-    python benchmarks/report.py --results benchmarks/results/few-steps-cpu.json \
-        --figure docs/figures/few-steps-cpu.png docs/evidence.md
+    python benchmarks/report.py --results benchmarks/results/few-steps-cpu.json --figures_dir docs/figures docs/evidence.md
 
-The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file;
-`--metric kernel_distance` writes between `<!-- study few-steps-cpu kernel_distance -->` and `<!-- /study -->` instead.
-Takes what `run_study.py` and `coupling.py` write; `--spectrum_figure` also what `evaluate.py --spectrum` writes.
+The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file. After the name
+may stand what to write, `budgets` (the best split of a budget between prior and flow) or `gap` (generated against true coarse
+latents) instead of everything, and `frechet_distance` instead of the kernel distance. Takes what `run_study.py` and
+`coupling.py` write.
 """
 
 import argparse
@@ -15,8 +15,11 @@ import json
 import os
 import re
 
+from scipy.stats import kendalltau
 
-METRICS = {"frechet_distance": ("Fréchet distance", 1), "kernel_distance": ("kernel distance × 1000", 1000)}
+
+METRICS = {"kernel_distance": ("kernel distance × 1000", 1000), "frechet_distance": ("Fréchet distance", 1)}
+BUDGETS = (1, 2, 4, 8)  # effective NFE, to 0.1 over: at one flow step there is no other room for a prior model
 SETTINGS = {  # what tells the rows of one run apart, and how a table calls it
     "coarse": "coarse",
     "prior_steps": "prior steps",
@@ -27,7 +30,7 @@ SETTINGS = {  # what tells the rows of one run apart, and how a table calls it
 # Okabe and Ito's colours without their yellow, and markers that differ where the colours repeat
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP*X<>h"
-LINES = {None: "-.", "generated": "-", "true": "--"}
+LINES = {None: "-.", "generated": "-", "true": "--", "truncated": ":"}
 
 
 def load(path: str) -> dict:
@@ -86,28 +89,92 @@ def study_table(result: dict, metric: str) -> str:
         if i < 2 or any(len(v) > 1 for v in values):
             shown[setting] = i + 1
     curves = [row for group in groups.values() for row in group["curvature"]]
-    with_coarse = any("coarse_frechet_distance" in row for row in curves)
+    with_coarse = any("coarse_frechet_distance" in row for run in result["runs"] for row in run["rows"])
     header = ["run", *(SETTINGS[k] for k in shown), "training TFLOPs"]
     header += ["curvature", "curvature / path²", "path²"] * bool(curves) + ["coarse distance"] * with_coarse
     scale = METRICS[metric][1]
     header += ["effective NFE", *(f"distance, {n} step{'s' * (n > 1)}" for n in steps)]
-    lines = [caption(result, groups, metric, bool(curves), with_coarse), "", f"| {' | '.join(header)} |"]
+    details = [caption(result, groups, metric)]
+    if curves:
+        counts = {row["curvature_images"] for row in curves}
+        details.append(
+            f"Curvature: 128 steps from {' or '.join(f'{n:,}' for n in sorted(counts))} sources; raw, over the mean "
+            "squared path (ratio of means, free of scale), and that path, per element."
+        )
+    if with_coarse:
+        details.append("Coarse distance: Fréchet distance of generated to true coarse latents themselves.")
+    lines = [" ".join(details), "", f"| {' | '.join(header)} |"]
     lines.append("|" + "---|" * len(header))
     for key, group in groups.items():
         cells = [key[0], *("-" if key[i] is None else f"{key[i]}" for i in shown.values())]
         cells.append(spread(sorted(set(group["training"])), 2))
-        keys = {"curvature": 4, "normalized_curvature": 4, "squared_path_length": 3} if curves else {}
-        for k, digits in (keys | ({"coarse_frechet_distance": 3} if with_coarse else {})).items():
-            values = [row[k] for row in group["curvature"] if k in row]
-            cells.append(spread(values, digits) if values else "-")
         rows = [group["steps"].get(n, []) for n in steps]
+        keys = {"curvature": 4, "normalized_curvature": 4, "squared_path_length": 3} if curves else {}
+        measured = [(group["curvature"], *key) for key in keys.items()]
+        measured += [(next(iter(group["steps"].values()), []), "coarse_frechet_distance", 3)] * with_coarse
+        for source, k, digits in measured:
+            values = [row[k] for row in source if k in row]
+            cells.append(spread(values, digits) if values else "-")
         cells.append(" / ".join(f"{r[0]['effective_nfe']:.2f}" if r else "-" for r in rows))
         cells += [spread([scale * row[metric] for row in r], 1) if r else "-" for r in rows]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def caption(result: dict, groups: dict, metric: str, with_curvature: bool, with_coarse: bool) -> str:
+def budgets_table(result: dict, metric: str) -> str:
+    """For each run and budget, its best setting by the mean over seeds; true coarse latents take no part."""
+    groups, scale = gather(result), METRICS[metric][1]
+    lines = [
+        f"{caption(result, groups, metric)} Each cell is the best setting within a budget of effective NFE (to 0.1 over), "
+        "with its steps of the flow + of the prior model; chosen by the figures shown.",
+        "",
+        f"| run | training TFLOPs | {' | '.join(f'NFE {budget}' for budget in BUDGETS)} |",
+        "|" + "---|" * (2 + len(BUDGETS)),
+    ]
+    for run in dict.fromkeys(key[0] for key in groups):
+        own = {key: group for key, group in groups.items() if key[0] == run and key[1] != "true"}
+        if not own:
+            continue
+        cells = [spread(sorted({t for group in own.values() for t in group["training"]}), 2)]
+        for budget in BUDGETS:
+            settings = [
+                ([scale * row[metric] for row in rows], steps, key[2])
+                for key, group in own.items()
+                for steps, rows in group["steps"].items()
+                if rows[0]["effective_nfe"] <= budget + 0.1
+            ]
+            values, steps, prior_steps = min(settings, key=lambda item: sum(item[0]) / len(item[0]))
+            cells.append(f"{spread(values, 1)} ({steps}{f' + {prior_steps}' if prior_steps else ''})")
+        lines.append(f"| {run} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gap_table(result: dict, metric: str) -> str:
+    """The distance with generated coarse latents less that with true ones, seed by seed."""
+    groups, scale = gather(result), METRICS[metric][1]
+    steps = sorted({n for group in groups.values() for n in group["steps"]})
+    lines = [
+        f"{caption(result, groups, metric)} Each cell is how much larger it is with generated than with true coarse latents "
+        "(in brackets: over the latter).",
+        "",
+        f"| run | prior steps | {' | '.join(f'steps of the flow: {n}' for n in steps)} |",
+        "|" + "---|" * (2 + len(steps)),
+    ]
+    for key, group in groups.items():
+        true = groups.get((key[0], "true", None, *key[3:-1], None))
+        if key[1] != "generated" or true is None:
+            continue
+        cells = []
+        for n in steps:
+            pairs = list(zip(group["steps"].get(n, []), true["steps"].get(n, [])))
+            differences = [scale * (a[metric] - b[metric]) for a, b in pairs]
+            share = sum(differences) / sum(scale * b[metric] for _, b in pairs) if pairs else 0
+            cells.append(f"{spread(differences, 1)} ({share:+.0%})" if pairs else "-")
+        lines.append(f"| {key[0]} | {key[2]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def caption(result: dict, groups: dict, metric: str) -> str:
     rows = [row for run in result["runs"] for row in run["rows"]]
     seeds = {run["seed"] for run in result["runs"]}
     kinds = {key[1] for key in groups} - {None}
@@ -128,22 +195,26 @@ def caption(result: dict, groups: dict, metric: str, with_curvature: bool, with_
     text.append(
         f"{distance[0].upper()}{distance[1:]} of {images:,} images to {reference:,} {split} images on the features of the "
         f"extractor `{extractor}`; not an FID. Effective NFE counts forward passes of the flow, and those of the prior "
-        "model by their share of its FLOPs, at each number of steps; training TFLOPs count one forward pass for each "
-        "image of each batch, of flow and prior model."
+        "model by their share of its FLOPs; training TFLOPs count one forward pass for each image of each batch, of flow "
+        "and prior model."
     )
     meaning = {
         "generated": "*Generated* coarse latents come from the prior model.",
-        "true": f"*True* ones come from {split} images: an oracle, at no cost.",
+        "true": f"*True* ones come from {images:,} other {split} images: an oracle, at no cost.",
+        "truncated": "*Truncated*: the prior model stops early and leaves its noise to the source.",
     }
-    text += [meaning[kind] for kind in ("generated", "true") if kind in kinds]
-    if with_curvature:
-        counts = {row["curvature_images"] for group in groups.values() for row in group["curvature"]}
-        text.append(
-            f"Curvature: 128 steps from {' or '.join(f'{n:,}' for n in sorted(counts))} sources; raw, over the mean "
-            "squared path (ratio of means, free of scale), and that path, per element."
-        )
-    if with_coarse:
-        text.append("Coarse distance: Fréchet distance of generated to true coarse latents themselves.")
+    text += [meaning[kind] for kind in ("generated", "true", "truncated") if kind in kinds]
+    for name in result["graders"]:
+        if name != extractor:
+            cells = [
+                [sum(values) / len(values) for values in zip(*((r[metric], r["graders"][name][metric]) for r in rows))]
+                for group in groups.values()
+                for rows in group["steps"].values()
+            ]
+            tau = kendalltau(*zip(*cells)).statistic
+            text.append(
+                f"The grader `{name}` agrees on the order of the {len(cells)} settings with Kendall's τ = {tau:.3f}."
+            )
     versions = ", ".join(f"{k} {result[k]}" for k in ("torch", "diffusers") if k in result)
     text.append(f"Measured by `benchmarks/run_study.py` on {result['machine']}, {versions}.")
     return " ".join(text)
@@ -181,27 +252,36 @@ def coupling_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def table(result: dict, metric: str = "frechet_distance") -> str:
+VIEWS = {None: study_table, "budgets": budgets_table, "gap": gap_table}
+
+
+def table(result: dict, view: str | None = None, metric: str = "kernel_distance") -> str:
     """Make the Markdown of a results file; no figure in it comes from anywhere else."""
-    return study_table(result, metric) if "runs" in result else coupling_table(result)
+    return VIEWS[view](result, metric) if "runs" in result else coupling_table(result)
 
 
-def marks(text: str) -> list[tuple[str, str, str]]:
-    """Find the marked places of a text: name of the results file, metric, and what stands there."""
-    found = re.findall(r"<!-- study ([\w.-]+)(?: (\w+))? -->\n(.*?)\n?<!-- /study -->", text, re.DOTALL)
-    return [(name, metric or "frechet_distance", content) for name, metric, content in found]
+def marks(text: str) -> list[tuple[str, str | None, str, str, str]]:
+    """Find the marked places of a text: name of the results file, view, metric, the opening mark, what stands there."""
+    views = "|".join(view for view in VIEWS if view)
+    pattern = rf"(<!-- study ([\w.-]+)(?: ({views}))?(?: ({'|'.join(METRICS)}))? -->)\n(.*?)\n?<!-- /study -->"
+    found = re.findall(pattern, text, re.DOTALL)
+    return [
+        (name, view or None, metric or "kernel_distance", mark, content) for mark, name, view, metric, content in found
+    ]
 
 
-def write_table(result: dict, name: str, metric: str, files: list[str]):
-    mark = f"<!-- study {name}{'' if metric == 'frechet_distance' else f' {metric}'} -->"
-    content, texts = table(result, metric), {}
+def write_tables(result: dict, name: str, files: list[str]):
+    texts = {}
     for path in files:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        block = f"{mark}\n{content}\n<!-- /study -->"
-        texts[path], count = re.subn(f"{re.escape(mark)}\n.*?<!-- /study -->", lambda _: block, text, flags=re.DOTALL)
-        if not count:
-            raise ValueError(f"`files`: {path} has no {mark} with a <!-- /study --> after it.")
+        for found, view, metric, mark, _ in marks(text):
+            if found == name:
+                block = f"{mark}\n{table(result, view, metric)}\n<!-- /study -->"
+                pattern = f"{re.escape(mark)}\n.*?<!-- /study -->"
+                texts[path] = re.sub(pattern, lambda _: block, texts.get(path, text), flags=re.DOTALL)
+    if not texts:
+        raise ValueError(f"`files`: none of {files} has <!-- study {name} --> with a <!-- /study --> after it.")
     for path, text in texts.items():
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
@@ -267,6 +347,7 @@ def study_figure(result: dict, metric: str):
     axes.set_title(f"Study {result['study']}, tier {result['tier']}, {listing(seeds, 'seed')}", fontsize=11)
     handles = [Line2D([], [], linestyle="", label=run, **style(i)) for i, run in enumerate(runs)]
     kinds = {"generated": "generated coarse latents", "true": "true coarse latents (oracle)", None: "no coarse latent"}
+    kinds["truncated"] = "prior model stopped early"
     present = {key[1] for key in groups}
     look = {"color": "0.3", "linewidth": 1.6}
     handles += [Line2D([], [], linestyle=LINES[k], label=label, **look) for k, label in kinds.items() if k in present]
@@ -375,19 +456,19 @@ def save(figure, path: str):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", required=True)
-    parser.add_argument("--metric", choices=list(METRICS), default="frechet_distance")
-    parser.add_argument("--figure", help="PNG to draw")
-    parser.add_argument("--spectrum_figure", help="PNG to draw")
+    parser.add_argument("--metric", choices=list(METRICS), default="kernel_distance", help="of the figure")
+    parser.add_argument("--figures_dir", help="where to draw NAME.png, and NAME-spectrum.png where there are spectra")
     parser.add_argument("files", nargs="*", help="Markdown files with marks")
     args = parser.parse_args()
     result = load(args.results)
     name = os.path.splitext(os.path.basename(args.results))[0]
     if args.files:
-        write_table(result, name, args.metric, args.files)
-    if args.figure:
-        save(study_figure(result, args.metric) if "runs" in result else coupling_figure(result), args.figure)
-    if args.spectrum_figure:
-        save(spectrum_figure(result), args.spectrum_figure)
+        write_tables(result, name, args.files)
+    if args.figures_dir:
+        path = os.path.join(args.figures_dir, name)
+        save(study_figure(result, args.metric) if "runs" in result else coupling_figure(result), f"{path}.png")
+        if "spectrum" in result:
+            save(spectrum_figure(result), f"{path}-spectrum.png")
 
 
 if __name__ == "__main__":

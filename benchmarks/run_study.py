@@ -5,9 +5,10 @@
     python benchmarks/run_study.py --study few-steps --tier cpu \
         --train_data cifar10/train.parquet --test_data cifar10/test.parquet
 
-A study (`benchmarks/studies/NAME.json`) is settings as differences: those of its tier, then those of the run; the training
-is `examples/train_lowfreq.py`, the grading `benchmarks/evaluate.py`. What is done is not done again: run the command once
-more after an interruption. The results are written to `benchmarks/results/NAME-TIER.json` after every run.
+Settings are differences: `benchmarks/tiers.json` holds those of each tier, a study (`benchmarks/studies/NAME.json`) its own
+and those of its runs, which can ask for variants of the tier by name. The training is `examples/train_lowfreq.py`, the grading `benchmarks/evaluate.py`. Networks are shared
+by all studies of a tier, and what is done is not done again: run the command once more after an interruption. The results
+are written to `benchmarks/results/NAME-TIER.json` after every run.
 """
 
 import argparse
@@ -18,11 +19,13 @@ import sys
 import time
 
 import torch
-from evaluate import Extractor, Reference, environment, grade
+from evaluate import Extractor, Reference, environment, fingerprint, grade
 from evaluate import parse_args as parse_evaluation
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
+from diffusers_lowfreq.training import LatentCache, load_images
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -47,20 +50,46 @@ def train(part: str, options: dict, folder: str) -> tuple[str, dict]:
     facts = os.path.join(output, "prior-training.json" if part == "prior" else "training.json")
     last = "prior/diffusion_pytorch_model.safetensors" if part == "prior" else "model_index.json"
     done = os.path.join(output, last)
-    if not os.path.exists(done):
-        line = command_line(options | {"train": part, "output_dir": output, "resume_from_checkpoint": "latest"})
-        train_lowfreq.main(train_lowfreq.parse_args(line))
+    os.makedirs(folder, exist_ok=True)
+    with FileLock(f"{output}.lock"):  # another study may be training it
+        if not os.path.exists(done):
+            line = command_line(options | {"train": part, "output_dir": output, "resume_from_checkpoint": "latest"})
+            train_lowfreq.main(train_lowfreq.parse_args(line))
     with open(facts, encoding="utf-8") as file:
         return output, json.load(file)
+
+
+def read_study(name: str, tier: str) -> tuple[dict, dict]:
+    """Return a study, and the settings of its tier: those of all studies with its own over them."""
+    with open(os.path.join(ROOT, "benchmarks/tiers.json"), encoding="utf-8") as file:
+        tiers = json.load(file)
+    with open(os.path.join(ROOT, "benchmarks/studies", f"{name}.json"), encoding="utf-8") as file:
+        study = json.load(file)
+    if tier not in tiers:
+        raise ValueError(f"`tier` must be among {list(tiers)}, got {tier!r}.")
+    settings, own = dict(tiers[tier]), study.get("settings", {})
+    for key, value in own.items():
+        settings[key] = settings[key] | value if isinstance(value, dict) else value
+    return study, settings
+
+
+def run_options(run: dict, tier: dict, part: str) -> dict:
+    """Return the options of a run for `train`, `flow`, `prior` or `evaluate`: of the tier, the variants, the run itself."""
+    options = dict(tier[part])
+    for name in run.get("variants", []):
+        options |= tier["variants"][name].get(part, {})
+    return options | run.get(part, {})
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--study", required=True, help="name of a file in benchmarks/studies")
-    parser.add_argument("--tier", required=True, choices=["cpu", "gpu"])
+    parser.add_argument("--tier", required=True, help="a key of benchmarks/tiers.json")
     parser.add_argument("--train_data", required=True)
     parser.add_argument("--test_data", required=True)
-    parser.add_argument("--grader", default=os.path.join(ROOT, "checkpoints/graders/cifar10-32"))
+    parser.add_argument(
+        "--graders_dir", default=os.path.join(ROOT, "checkpoints/graders"), help="where the graders of a tier lie"
+    )
     parser.add_argument(
         "--vae", default=os.path.join(ROOT, "checkpoints/cifar10-32"), help="of the studies in latents"
     )
@@ -69,30 +98,37 @@ def main():
     parser.add_argument("--runs", nargs="+", help="only these runs")
     args = parser.parse_args()
 
-    with open(os.path.join(ROOT, "benchmarks/studies", f"{args.study}.json"), encoding="utf-8") as file:
-        study = json.load(file)
-    tier = study["tiers"][args.tier]
+    study, tier = read_study(args.study, args.tier)
     unknown = set(args.runs or []) - set(study["runs"])
     if unknown:
         raise ValueError(f"`runs` must be among {list(study['runs'])}, got {sorted(unknown)}.")
-    folder = os.path.join(args.work_dir, f"{args.study}-{args.tier}")
+    folder = os.path.join(args.work_dir, f"models-{args.tier}")
     path = args.output or os.path.join(ROOT, "benchmarks/results", f"{args.study}-{args.tier}.json")
-    extractor = Extractor(args.grader, tier["evaluate"].get("grader_resolution"))
-    evaluation = {"pipeline": "-", "grader": args.grader, "data": args.test_data, "split": "test", "output": path}
-    evaluation |= tier["evaluate"]
+    evaluation = {"pipeline": "-", "data": args.test_data, "split": tier["split"], "output": path}
+    evaluation |= {
+        "grader": [os.path.join(args.graders_dir, name) for name in tier["graders"][: tier["num_graders"]]]
+    } | tier["evaluate"]
+    defaults = parse_evaluation(command_line(evaluation))
+    extractors = [Extractor(grader, defaults.grader_resolution).to(defaults.device) for grader in defaults.grader]
+    cache_dir, resolution = os.path.join(args.work_dir, "cache"), tier["train"]["resolution"]
+    reference = Reference(args.test_data, tier["split"], resolution, extractors, cache_dir, defaults.num_images)
+    label_column = "label" if tier["train"]["conditional"] else None
+    images = load_images(train_data_dir=args.train_data, resolution=resolution, label_column=label_column)
+    train_cache = LatentCache.build(images, None, cache_dir, progress=tqdm)
     header = {"study": args.study, "question": study["question"], "tier": args.tier, "settings": tier}
-    header |= {"extractor": extractor.name} | environment(parse_evaluation(command_line(evaluation)))
-    header |= {"threads": torch.get_num_threads(), "runs": []}
-    result = header
+    header |= reference.facts | {"train_images": len(train_cache), "train_fingerprint": fingerprint(train_cache)}
+    header |= environment(defaults) | {"threads": torch.get_num_threads()}
+    if evaluation.get("spectrum"):
+        header["spectrum"] = reference.spectrum
+    result = header | {"runs": []}
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             result = json.load(file)
-        if result["settings"] != tier or result["extractor"] != extractor.name:
-            raise ValueError(f"`output` {path!r} holds results of another configuration; nothing is overwritten.")
-    cache_dir = os.path.join(args.work_dir, "cache")
-    reference = Reference(args.test_data, "test", tier["train"]["resolution"], extractor, cache_dir, 0)
-    if evaluation.get("spectrum"):
-        header["spectrum"] = reference.spectrum
+        for key in ("settings", "graders", "num_reference", "reference_fingerprint", "train_fingerprint"):
+            if result[key] != json.loads(json.dumps(header[key])):
+                raise ValueError(
+                    f"`output` {path!r} holds results of another configuration (`{key}`); nothing is overwritten."
+                )
     todo = [(seed, run) for seed in tier["seeds"] for run in args.runs or study["runs"]]
     for seed, run in tqdm(todo, desc=args.study):
         options = study["runs"][run]
@@ -102,21 +138,24 @@ def main():
             raise ValueError(f"`output` {path!r} holds run {run!r} of another configuration; nothing is overwritten.")
         if old:
             continue
-        common = tier["train"] | options.get("train", {})
-        common |= {"train_data_dir": args.train_data, "cache_dir": cache_dir, "seed": seed}
+        common = run_options(options, tier, "train") | {
+            "train_data_dir": args.train_data,
+            "cache_dir": cache_dir,
+            "seed": seed,
+        }
         if tier.get("latents"):
             common |= {"pretrained_vae_model_name_or_path": args.vae, "vae_subfolder": "vae"}
-        flow = common | tier["flow"] | options.get("flow", {})
+        flow = common | run_options(options, tier, "flow")
         flow_folder, entry["flow"] = train("flow", flow, folder)
         prior = None
         if flow["noise_ratio"] < 1:
-            prior_folder, entry["prior"] = train("prior", common | tier["prior"] | options.get("prior", {}), folder)
+            prior_folder, entry["prior"] = train("prior", common | run_options(options, tier, "prior"), folder)
             prior = LowFreqTransformer2DModel.from_pretrained(prior_folder, subfolder="prior", use_safetensors=True)
         pipe = LowFreqPipeline.from_pretrained(flow_folder, prior=prior)
         pipe = LowFreqPipeline(pipe.transformer, pipe.scheduler, pipe.vae, prior, id2label=pipe.config.id2label)
         started = time.monotonic()
-        line = command_line(evaluation | options.get("evaluate", {}) | {"seed": seed})
-        entry |= grade(pipe, reference, parse_evaluation(line))
+        line = command_line(evaluation | run_options(options, tier, "evaluate") | {"seed": seed})
+        entry |= grade(pipe.to(defaults.device), reference, parse_evaluation(line))
         entry["grading_minutes"] = round((time.monotonic() - started) / 60, 2)
         result["runs"].append(entry)
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

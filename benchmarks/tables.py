@@ -11,10 +11,11 @@ import re
 
 
 def table(result: dict) -> str:
+    accuracy = result["graders"][result["extractor"]]["accuracy"]
     lines = [
         f"Measured by `benchmarks/evaluate.py` (seed {result['seed']}, {result['num_images']:,} images with the labels of as "
         f"many {result['split']} images, {result['machine']}, torch {result['torch']}). *Class named* is how often the grader, "
-        f"a classifier that is right on {result['grader_accuracy']:.1%} of the real {result['split']} images, names the "
+        f"a classifier that is right on {accuracy:.1%} of the real {result['split']} images, names the "
         f"class asked for (chance: 10%). The distance is a Fréchet distance on that classifier's features against "
         f"{result['num_reference']:,} {result['split']} images; it is not an FID. *Generated* coarse latents come from the "
         f"prior model, *true* ones from {result['split']} images. The autoencoder alone reaches "

@@ -47,7 +47,9 @@ def main():
 
     images, labels = load(args.train_data, args.resolution, args.cache_dir)
     torch.manual_seed(args.seed)
-    model = Grader(num_classes=int(labels.max()) + 1).to(memory_format=torch.channels_last)
+    model = Grader(num_classes=int(labels.max()) + 1, patch_size=args.resolution // 16)
+    model.to(memory_format=torch.channels_last)
+    shift = args.resolution // 8
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = args.epochs * (len(images) // args.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, steps)
@@ -57,10 +59,10 @@ def main():
         model.train()
         order = torch.randperm(len(images), generator=keyed_generator(args.seed, epoch))
         for step, rows in enumerate(order.split(args.batch_size)[: len(images) // args.batch_size]):
-            # A random shift by up to 4 pixels for the batch, and a mirror image for half of it
+            # A random shift by up to an eighth for the batch, and a mirror image for half of it
             generator = keyed_generator(args.seed, epoch, step)
-            x = F.pad(images[rows].float() / 255, (4, 4, 4, 4), mode="reflect")
-            top, left = torch.randint(9, (2,), generator=generator).tolist()
+            x = F.pad(images[rows].float() / 255, (shift,) * 4, mode="reflect")
+            top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist()
             x = x[:, :, top : top + args.resolution, left : left + args.resolution]
             flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
             x = torch.where(flip, x.flip(-1), x).contiguous(memory_format=torch.channels_last)
@@ -75,6 +77,7 @@ def main():
 
     facts = {
         "train_images": len(images),
+        "resolution": args.resolution,
         "test_accuracy": accuracy(model, *load(args.test_data, args.resolution, args.cache_dir)),
         "parameters": model.num_parameters(),
         "minutes": round((time.monotonic() - started) / 60, 1),

@@ -17,7 +17,7 @@ from scripts import make_folder, make_pixels, run_process, workplace
 from tiny import make_autoencoder, make_pipeline, make_prior, make_transformer, randn, randomize, seeded
 
 from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
-from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline
+from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
 from diffusers_lowfreq.autoencoding import decode_latents
 from diffusers_lowfreq.evaluation import count_flops, curvature, frechet_distance, radial_power_spectrum
 from diffusers_lowfreq.training import keyed_generator
@@ -65,7 +65,11 @@ def grader(workplace):
 def stale_tables(text: str, results: Path) -> list[str]:
     """Name the marked places of a text that do not hold what their results files give."""
     tables = report.marks(text)
-    return [name for name, metric, content in tables if report.table(report.load(results / f"{name}.json"), metric) != content]  # fmt: skip
+    return [
+        name
+        for name, view, metric, _, content in tables
+        if report.table(report.load(results / f"{name}.json"), view, metric) != content
+    ]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -81,7 +85,7 @@ def study_results() -> dict:
     facts = {"FLOPs of a forward pass for one image": "2,000,000", "steps": "1,000", "global batch": 50}
     grading = {"extractor": "tiny-grader", "split": "test", "num_images": 2000, "num_reference": 10000}
     result = {"study": "few", "question": "Which?", "tier": "cpu", "machine": "CPU, 2 cores", "torch": "2.13.0"}
-    result |= {"diffusers": "0.42.1", "spectrum": [4.0, 2.0, 1.0], "runs": []}
+    result |= {"diffusers": "0.42.1", "spectrum": [4.0, 2.0, 1.0], "graders": {"tiny-grader": {}}, "runs": []}
     for seed in (0, 1):
         for run in ("plain", "ours"):
             entry = {"run": run, "seed": seed, "options": {}, "flow": facts, "rows": [], "curvature": []}
@@ -93,9 +97,10 @@ def study_results() -> dict:
                 for steps in (1, 2):
                     row = {"steps": steps, "effective_nfe": steps + 0.1 * (prior_steps or 0)}
                     row |= {"frechet_distance": 12 / steps + 0.8 * seed, "kernel_distance": 0.03 / steps}
+                    if coarse == "generated":
+                        row |= {"coarse_frechet_distance": 0.25, "frechet_distance": row["frechet_distance"] + 1}
                     entry["rows"].append(setting | row | grading | {"spectrum": [4.0, 1.0, 0.25 * steps]})
                 bend = {"curvature": 0.02 + 0.01 * seed, "squared_path_length": 0.5, "normalized_curvature": 0.04 + 0.02 * seed}  # fmt: skip
-                bend |= {"coarse_frechet_distance": 0.25} if coarse == "generated" else {}
                 entry["curvature"].append(setting | bend | {"curvature_images": 250})
             result["runs"].append(entry)
     return result
@@ -110,7 +115,7 @@ def coupling_results() -> dict:
 
 
 def test_study_table_has_means_half_ranges_and_costs():
-    lines = report.table(study_results()).splitlines()
+    lines = report.table(study_results(), metric="frechet_distance").splitlines()
     assert lines[2].count("|") == lines[3].count("|")
     assert lines[4] == (
         "| plain | - | - | 0.10 | 0.0250 ± 0.0050 | 0.0500 ± 0.0100 | 0.500 ± 0.000 | - | 1.00 / 2.00 | 12.4 ± 0.4 | "
@@ -119,7 +124,7 @@ def test_study_table_has_means_half_ranges_and_costs():
     assert lines[6].startswith("| ours | generated | 2 | 0.11 |")  # 2e6 * 1000 * 50 + 2e5 * 1000 * 50
     assert "| 0.250 ± 0.000 | 1.20 / 2.20 |" in lines[6]
     assert lines[7].startswith("| ours | true | - |") and "| - | 1.00 / 2.00 |" in lines[7] and len(lines) == 8
-    assert report.table(study_results(), "kernel_distance").endswith("| 30.0 ± 0.0 | 15.0 ± 0.0 |")
+    assert report.table(study_results()).endswith("| 30.0 ± 0.0 | 15.0 ± 0.0 |")
     for fact in (
         "Which?",
         "seeds 0 and 1",
@@ -135,7 +140,7 @@ def test_study_table_has_means_half_ranges_and_costs():
 def test_study_table_says_what_is_missing_or_differs():
     result = study_results()
     result["runs"].pop()
-    text = report.table(result)
+    text = report.table(result, metric="frechet_distance")
     assert "Not run with seed 1: ours." in text and "| 12.4 ± 0.4 |" in text and "| 12.0 | 6.0 |" in text
     result["runs"] = result["runs"][:2]
     assert (
@@ -157,6 +162,33 @@ def test_study_table_says_what_is_missing_or_differs():
         report.table(result)
 
 
+def test_budgets_table_takes_the_best_split_within_each_budget():
+    lines = report.table(study_results(), "budgets", "frechet_distance").splitlines()
+    assert lines[2].endswith("| NFE 1 | NFE 2 | NFE 4 | NFE 8 |") and len(lines) == 6
+    best = "6.4 ± 0.4 (2)"
+    assert lines[4] == f"| plain | 0.10 | 12.4 ± 0.4 (1) | {best} | {best} | {best} |"
+    # 1.2 is over the budget of 1, true coarse latents take no part, and of equals the first is shown
+    best = "7.4 ± 0.4 (2 + 1)"
+    assert lines[5] == f"| ours | 0.11 | 13.4 ± 0.4 (1 + 1) | {best} | {best} | {best} |"
+
+
+def test_gap_table_subtracts_seed_by_seed():
+    lines = report.table(study_results(), "gap", "frechet_distance").splitlines()
+    assert lines[4:] == [f"| ours | {n} | 1.0 ± 0.0 (+8%) | 1.0 ± 0.0 (+16%) |" for n in (1, 2)]
+
+
+def test_captions_tell_how_far_two_graders_agree():
+    result = study_results()
+    assert "Kendall" not in report.table(result)
+    result["graders"]["another"] = {}
+    for sign in (1, -1):
+        for run in result["runs"]:
+            for row in run["rows"]:
+                row["graders"] = {"another": {k: sign * row[k] for k in report.METRICS}}
+        text = report.table(result, metric="frechet_distance")
+        assert f"`another` agrees on the order of the 8 settings with Kendall's τ = {sign}.000" in text
+
+
 def test_coupling_table_and_figure():
     lines = report.table(coupling_results()).splitlines()
     assert (
@@ -171,7 +203,7 @@ def test_study_figure_draws_the_means_and_is_readable_in_grey():
     """No two kinds of lines share marker, fill and dashes."""
     axes = report.study_figure(study_results(), "frechet_distance").axes[0]
     drawn = {tuple(line.get_xdata()): line for line in axes.lines}
-    assert list(drawn[1.2, 2.2].get_ydata()) == pytest.approx([12.4, 6.4]) and axes.get_xscale() == "log"
+    assert list(drawn[1.2, 2.2].get_ydata()) == pytest.approx([13.4, 7.4]) and axes.get_xscale() == "log"
     looks = [(line.get_marker(), line.get_markerfacecolor(), line.get_linestyle()) for line in axes.lines]
     assert len(looks) == 4 and len(set(looks)) == 3  # the two numbers of prior steps share one
     assert {text.get_text() for text in axes.texts} == {"1", "2"}
@@ -180,7 +212,7 @@ def test_study_figure_draws_the_means_and_is_readable_in_grey():
     for run in result["runs"]:
         run["rows"] = [row for row in run["rows"] if row["steps"] == 2]
     drawn = {tuple(line.get_xdata()): line for line in report.study_figure(result, "frechet_distance").axes[0].lines}
-    assert set(drawn) == {(2.0,), (2.1, 2.2)} and list(drawn[2.1, 2.2].get_ydata()) == pytest.approx([6.4, 6.4])
+    assert set(drawn) == {(2.0,), (2.1, 2.2)} and list(drawn[2.1, 2.2].get_ydata()) == pytest.approx([7.4, 7.4])
     assert len({(color, marker) for color, marker in zip(report.COLORS, report.MARKERS)}) == len(report.COLORS)
 
 
@@ -198,23 +230,24 @@ def test_spectrum_figure_draws_ratios_of_generated_to_real():
 
 def test_report_script_writes_tables_and_figures_only_where_marks_are(workplace):
     (workplace / "few.json").write_text(json.dumps(study_results()))
-    before = "Kept.\n<!-- study few -->\n<!-- /study -->\n<!-- study few kernel_distance -->\nold\n<!-- /study -->\n"
+    before = (
+        "Kept.\n<!-- study few -->\n<!-- /study -->\n<!-- study few gap frechet_distance -->\nold\n<!-- /study -->\n"
+    )
+    before += "<!-- study another -->\nold\n<!-- /study -->\n"
     (workplace / "evidence.md").write_text(before)
-    script = [BENCHMARKS / "report.py", "--results", "few.json"]
-    run_process(*script, "--figure", "pictures/few.png", "--spectrum_figure", "s.png", "evidence.md", cwd=workplace)
-    text = (workplace / "evidence.md").read_text()
-    assert text.startswith("Kept.\n<!-- study few -->\n**Which?**") and "\nold\n" in text
-    assert min(Image.open(workplace / name).size[0] for name in ("pictures/few.png", "s.png")) > 500
-    assert stale_tables(text, workplace) == ["few"]  # the one of the kernel distance
-    run_process(*script, "--metric", "kernel_distance", "evidence.md", cwd=workplace)
-    text = (workplace / "evidence.md").read_text()
-    assert not stale_tables(text, workplace)
-    assert stale_tables(text.replace("12.4 ± 0.4", "12.3 ± 0.4", 1), workplace) == ["few"]
     (workplace / "other.md").write_text("no marks")
-    (workplace / "evidence.md").write_text(before)
-    with pytest.raises(ValueError, match="other.md"):
-        report.write_table(study_results(), "few", "frechet_distance", ["evidence.md", "other.md"])
-    assert (workplace / "evidence.md").read_text() == before
+    script = [BENCHMARKS / "report.py", "--results", "few.json"]
+    run_process(*script, "--figures_dir", "pictures", "evidence.md", "other.md", cwd=workplace)
+    text = (workplace / "evidence.md").read_text()
+    assert text.startswith("Kept.\n<!-- study few -->\n**Which?**") and text.count("\nold\n") == 1
+    for name in ("few", "few-spectrum"):
+        assert Image.open(workplace / f"pictures/{name}.png").size[0] > 500
+    assert (workplace / "other.md").read_text() == "no marks"
+    text = text.split("<!-- study another")[0]
+    assert len(report.marks(text)) == 2 and not stale_tables(text, workplace)
+    assert stale_tables(text.replace("30.0 ± 0.0", "30.1 ± 0.0", 1), workplace) == ["few"]
+    with pytest.raises(ValueError, match="`files`"):
+        report.write_tables(study_results(), "few", ["other.md"])
 
 
 def test_report_refuses_a_file_without_results(workplace):
@@ -335,14 +368,19 @@ def evaluation(workplace, grader):
         "grader": grader,
         "data": "images",
         "split": "test",
-        "num_images": 14,
+        "num_images": 10,
         "steps": [1, 2],
         "output": "out.json",
     }
 
 
-def real_images() -> torch.Tensor:
-    return torch.from_numpy(make_pixels(18)).permute(0, 3, 1, 2).float() / 255
+def real_images(held_out: int = 10) -> torch.Tensor:
+    """All images but the first of the fixed order, which only lend their labels and coarse versions."""
+    pixels = torch.from_numpy(make_pixels(18))[
+        [3 * (i % 6) + i // 6 for i in range(18)]
+    ]  # by class, as a folder is read
+    order = torch.randperm(18, generator=keyed_generator(0, "test"))
+    return pixels[order[held_out:]].permute(0, 3, 1, 2).float() / 255
 
 
 def read(path="out.json"):
@@ -353,19 +391,20 @@ def test_evaluate_grades_ours_and_overwrites_nothing(workplace, evaluation, call
     pipe = make_pipeline()
     pipe.save_pretrained("ours")
     more = {"prior_steps": [1, 3], "guidance_scale": 2.0, "curvature_images": 5, "spectrum": True}
-    call(evaluate, pipeline="ours", batch_size=14, **evaluation, **more)
+    call(evaluate, pipeline="ours", batch_size=10, **evaluation, **more)
     result = read()
     share = count_flops(pipe.prior, (4, 4, 4)) / count_flops(pipe.transformer, (4, 8, 8))
     for row in result["rows"]:  # guided: two passes a step; the prior follows the flow
         prior = 2 * row["prior_steps"] * share if row["coarse"] == "generated" else 0
         assert row["effective_nfe"] == pytest.approx(2 * row["steps"] + prior, abs=2e-3)
-        assert row["num_images"] == 14 and row["num_reference"] == 18 and 0 <= row["class_named"] <= 1
+        assert row["num_images"] == 10 and row["num_reference"] == 8 and 0 <= row["class_named"] <= 1
     settings = [(row["coarse"], row["prior_steps"]) for row in result["rows"][::2]]
     assert settings == [("generated", 1), ("generated", 3), ("true", None)] and result["extractor"] == "tiny-grader"
-    assert [(row["coarse"], row["prior_steps"]) for row in result["curvature"]] == settings
+    assert all(("coarse_frechet_distance" in row) == (row["coarse"] == "generated") for row in result["rows"])
+    # The curvature from generated coarse latents is that of the most steps of the prior model
+    assert [(row["coarse"], row["prior_steps"]) for row in result["curvature"]] == settings[1:]
     for row in result["curvature"]:
         assert row["normalized_curvature"] == pytest.approx(row["curvature"] / row["squared_path_length"])
-        assert ("coarse_frechet_distance" in row) == (row["coarse"] == "generated")
     assert result["spectrum"] == pytest.approx(radial_power_spectrum(real_images()).mean(0).tolist(), rel=1e-4)
 
     written = Path("out.json").read_bytes()
@@ -373,12 +412,90 @@ def test_evaluate_grades_ours_and_overwrites_nothing(workplace, evaluation, call
         call(evaluate, pipeline="ours", **evaluation)
     assert Path("out.json").read_bytes() == written
     # However the images are cut into batches, the figures are the same
-    more["prior_steps"] = 1
+    more["prior_steps"] = 3
     call(evaluate, pipeline="ours", batch_size=5, **evaluation | {"output": "again.json"}, **more)
     again = read("again.json")
     for kind, names in (("rows", ["frechet_distance", "class_named"]), ("curvature", ["curvature"])):
-        for a, b in zip([row for row in result[kind] if row["prior_steps"] != 3], again[kind], strict=True):
+        for a, b in zip([row for row in result[kind] if row["prior_steps"] != 1], again[kind], strict=True):
             assert [a[n] for n in names] == pytest.approx([b[n] for n in names], rel=1e-3)
+
+
+def test_true_coarse_images_are_no_part_of_the_reference(workplace, evaluation, grader):
+    extractor = evaluate.Extractor(str(grader))
+    reference = evaluate.Reference("images", "test", 16, [extractor], "cache", 10)
+    assert torch.allclose(reference.batch(10, 18)[0], real_images())
+    with torch.no_grad():
+        expected = extractor.network(real_images())[1].double().mean(0)
+    assert torch.allclose(reference.statistics[0].moments.mean, expected, atol=1e-5)
+    for number in (0, 17):
+        with pytest.raises(ValueError, match="`num_images`"):
+            evaluate.Reference("images", "test", 16, [extractor], "cache", number)
+    # The fingerprint is of the pixels, wherever they lie
+    facts = reference.facts
+    make_folder(workplace / "elsewhere/images")
+    again = evaluate.Reference("elsewhere/images", "test", 16, [extractor], "other", 9).facts
+    assert again["reference_fingerprint"] == facts["reference_fingerprint"] and again["num_reference"] == 9
+    Image.new("RGB", (16, 16)).save("elsewhere/images/red/002.png")
+    other = evaluate.Reference("elsewhere/images", "test", 16, [extractor], "third", 9).facts
+    assert other["reference_fingerprint"] != facts["reference_fingerprint"]
+
+
+def test_evaluate_takes_several_graders(workplace, evaluation, grader, call):
+    torch.manual_seed(1)
+    randomize(Grader(num_classes=3, width=2)).save_pretrained("second")
+    LowFreqPipeline(make_transformer(in_channels=3, sample_size=16), LowFreqFlowMatchScheduler(noise_ratio=1.0)).save_pretrained("plain")  # fmt: skip
+    call(evaluate, pipeline="plain", **evaluation | {"grader": [grader, "second"], "steps": 1})
+    call(evaluate, pipeline="plain", **evaluation | {"grader": "second", "output": "alone.json", "steps": 1})
+    (row,), (alone,) = read()["rows"], read("alone.json")["rows"]
+    assert set(read()["graders"]) == {"tiny-grader", "second"} and row["extractor"] == "tiny-grader"
+    assert row["graders"] == {"second": {k: alone[k] for k in ("frechet_distance", "kernel_distance")}}
+    assert row["frechet_distance"] != alone["frechet_distance"]
+
+
+@pytest.mark.parametrize("projection", ["area", "dct"])
+def test_truncated_source_has_the_moments_of_the_source(projection):
+    """With the exact velocity for Gaussian coarse latents, it is distributed as the source of the method."""
+    std = [0.5, 0.3]
+
+    class Prior:
+        """With z ~ N(0, 1) at unit scale, the velocity of y = (1 - s) z + s n is linear in y."""
+
+        config = type("Config", (), {"in_channels": 2, "sample_mean": [0.2, -0.1], "sample_std": std})
+        device = torch.device("cpu")
+
+        def __call__(self, state, timestep, return_dict):
+            s = (timestep / 1000).view(-1, 1, 1, 1)
+            return ((2 * s - 1) / ((1 - s) ** 2 + s**2) * state,)
+
+    prior = Prior()
+    scheduler = LowFreqFlowMatchScheduler(projection=projection, factor=2, noise_ratio=0.5)
+    pipe = type("Pipe", (), {"prior": prior, "scheduler": scheduler, "transformer": make_transformer()})
+    number = 4000
+    source = evaluate.truncated_source(pipe, 200, 0.5, None, [keyed_generator(0, i) for i in range(number)])
+    low = scheduler.projection.downsample(source)
+    for channel in range(2):
+        # (1 - α) U(low) has coarse deviation (1 - α) std, and white noise α / factor
+        expected = (0.25 * std[channel] ** 2 + 0.25 / 4) ** 0.5
+        assert low[:, channel].std().item() == pytest.approx(expected, rel=0.02)
+        assert low[:, channel].mean().item() == pytest.approx(0.5 * [0.2, -0.1][channel], abs=0.01)
+        fine = scheduler.projection.complement(source)[:, channel].square().mean().sqrt().item()
+        assert fine == pytest.approx(0.5 * (3 / 4) ** 0.5, rel=0.02)
+    scheduler = LowFreqFlowMatchScheduler(projection="bicubic", factor=2, noise_ratio=0.5)
+    pipe.scheduler = scheduler
+    with pytest.raises(ValueError, match="`coarse`"):
+        evaluate.truncated_source(pipe, 2, 0.5, None, [keyed_generator(0)])
+
+
+def test_evaluate_grades_a_truncated_prior(workplace, evaluation, call):
+    pipe = make_pipeline()
+    scheduler = LowFreqFlowMatchScheduler(projection="area", factor=2, noise_ratio=0.5)
+    pipe = LowFreqPipeline(pipe.transformer, scheduler, pipe.vae, pipe.prior, id2label=pipe.config.id2label)
+    pipe.save_pretrained("area")
+    call(evaluate, pipeline="area", coarse=["generated", "truncated"], prior_steps=3, **evaluation)
+    generated, truncated = read()["rows"][::2]
+    assert (generated["coarse"], truncated["coarse"]) == ("generated", "truncated")
+    assert generated["effective_nfe"] == pytest.approx(truncated["effective_nfe"], abs=1e-3)
+    assert generated["frechet_distance"] != truncated["frechet_distance"]
 
 
 def make_ddim(path: Path):
@@ -397,8 +514,8 @@ def test_evaluate_grades_an_unconditional_pipeline_of_diffusers(workplace, evalu
     rows = read()["rows"]
     assert [row["effective_nfe"] for row in rows] == [1.0, 2.0] and "class_named" not in rows[0]
     pipe.set_progress_bar_config(disable=True)
-    generators = [keyed_generator(0, i) for i in range(14)]
-    images = pipe(batch_size=14, generator=generators, num_inference_steps=2, output_type="np").images
+    generators = [keyed_generator(0, i) for i in range(10)]
+    images = pipe(batch_size=10, generator=generators, num_inference_steps=2, output_type="np").images
     features = Grader.from_pretrained(grader).eval()
     with torch.no_grad():
         generated = features(torch.from_numpy(images).permute(0, 3, 1, 2))[1]
@@ -420,28 +537,34 @@ def test_evaluate_grades_a_conditional_latent_pipeline_of_diffusers(workplace, e
 # ---------------------------------------------------------------------------------------------------- run_study.py
 
 
+TIERS = {
+    "cpu": {
+        "train": {
+            "resolution": 16, "conditional": False, "factor": 4, "patch_size": 4, "prior_patch_size": 2,
+            "transformer_size": "1x2x8", "prior_size": "1x2x8", "max_train_steps": 2, "prior_max_train_steps": 2,
+            "train_batch_size": 4, "prior_train_batch_size": 4, "lr_warmup_steps": 1, "num_validation_images": 2,
+        },
+        "flow": {"noise_ratio": 0.5},
+        "prior": {},
+        "split": "test",
+        "graders": ["tiny-grader", "not-there"],
+        "num_graders": 1,
+        "evaluate": {"num_images": 10, "batch_size": 10, "steps": [1], "prior_steps": [1]},
+        "seeds": [0],
+        "variants": {"long": {"flow": {"max_train_steps": 3}}},
+    }
+}  # fmt: skip
 STUDY = {
     "question": "Which?",
-    "tiers": {
-        "cpu": {
-            "train": {
-                "resolution": 16, "conditional": False, "factor": 4, "patch_size": 4, "prior_patch_size": 2,
-                "transformer_size": "1x2x8", "prior_size": "1x2x8", "max_train_steps": 2, "prior_max_train_steps": 2,
-                "train_batch_size": 4, "prior_train_batch_size": 4, "lr_warmup_steps": 1, "num_validation_images": 2,
-            },
-            "flow": {"noise_ratio": 0.5},
-            "prior": {},
-            "evaluate": {"num_images": 14, "batch_size": 14, "steps": [1], "prior_steps": [1], "spectrum": True},
-            "seeds": [0],
-        }
-    },
-    "runs": {"plain": {"flow": {"noise_ratio": 1.0, "max_train_steps": 3}}, "ours": {}},
-}  # fmt: skip
+    "settings": {"evaluate": {"spectrum": True}},
+    "runs": {"plain": {"variants": ["long"], "flow": {"noise_ratio": 1.0}}, "ours": {}},
+}
 
 
-def write_study(root: Path, study=STUDY):
+def write_study(root: Path, study=STUDY, name="tiny"):
     (root / "benchmarks/studies").mkdir(parents=True, exist_ok=True)
-    (root / "benchmarks/studies/tiny.json").write_text(json.dumps(study))
+    (root / "benchmarks/tiers.json").write_text(json.dumps(TIERS))
+    (root / f"benchmarks/studies/{name}.json").write_text(json.dumps(study))
     if not (root / "images").exists():
         make_folder(root / "images")
 
@@ -459,7 +582,7 @@ def files(folder: Path) -> dict:
 def test_run_study_trains_and_grades_once(workplace, grader, call, monkeypatch):
     monkeypatch.setattr(run_study, "ROOT", str(workplace))
     write_study(workplace)
-    options = {"study": "tiny", "tier": "cpu", "train_data": "images", "test_data": "images", "grader": grader}
+    options = {"study": "tiny", "tier": "cpu", "train_data": "images", "test_data": "images", "graders_dir": "."}
     call(run_study, runs=["plain"], **options)
     path = workplace / "benchmarks/results/tiny-cpu.json"
     (first,) = read(path)["runs"]
@@ -478,15 +601,79 @@ def test_run_study_trains_and_grades_once(workplace, grader, call, monkeypatch):
     assert len(report.table(result).splitlines()) == 7 and len(report.spectrum_figure(result).axes) == 1
 
     written = path.read_bytes()
-    for place, value in (("tiers", 5), ("runs", 4)):
+    for place in ("settings", "runs"):
         study = json.loads(json.dumps(STUDY))
-        (study["tiers"]["cpu"]["train"] if place == "tiers" else study["runs"]["plain"]["flow"])["max_train_steps"] = value  # fmt: skip
+        if place == "settings":
+            study["settings"]["train"] = {"max_train_steps": 5}
+        else:
+            study["runs"]["plain"]["flow"]["max_train_steps"] = 4
         write_study(workplace, study)
-        with pytest.raises(ValueError, match="another configuration; nothing is overwritten"):
+        with pytest.raises(ValueError, match="another configuration.*nothing is overwritten"):
             call(run_study, **options)
-    with pytest.raises(ValueError, match="`runs`"):
-        call(run_study, runs=["none"], **options)
+    write_study(workplace)
+    for argument, value in (("runs", ["none"]), ("tier", "tpu")):
+        with pytest.raises(ValueError, match=f"`{argument}`"):
+            call(run_study, **options | {argument: value})
+    # Results of other images are not mixed with these
+    Image.new("RGB", (16, 16)).save(make_folder(workplace / "others") / "red/002.png")
+    for argument in ("train_data", "test_data"):
+        with pytest.raises(ValueError, match="fingerprint.*nothing is overwritten"):
+            call(run_study, **options | {argument: "others"})
     assert path.read_bytes() == written
+
+
+def test_studies_of_a_tier_share_their_networks(workplace, grader, call, monkeypatch):
+    monkeypatch.setattr(run_study, "ROOT", str(workplace))
+    write_study(workplace)
+    write_study(workplace, STUDY | {"runs": {"again": {}}}, name="second")
+    options = {"tier": "cpu", "train_data": "images", "test_data": "images", "graders_dir": "."}
+    call(run_study, study="tiny", runs=["ours"], **options)
+    before = files(workplace / "out/studies/models-cpu")
+    call(run_study, study="second", **options)
+    after = files(workplace / "out/studies/models-cpu")
+    assert {k: v for k, v in after.items() if k.suffix != ".lock"} == {k: v for k, v in before.items() if k.suffix != ".lock"}  # fmt: skip
+    first, second = (read(workplace / f"benchmarks/results/{name}-cpu.json")["runs"][0] for name in ("tiny", "second"))
+    assert [r["frechet_distance"] for r in first["rows"]] == [r["frechet_distance"] for r in second["rows"]]
+
+
+@pytest.mark.parametrize("study", sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.json")))
+@pytest.mark.parametrize("tier", list(json.loads((BENCHMARKS / "tiers.json").read_text())))
+def test_every_study_parses_in_every_tier_and_keeps_its_limits(study, tier):
+    """Options of all runs are taken by the scripts; networks, runs and graders are of the size that the tier allows."""
+    content, settings = run_study.read_study(study, tier)
+    assert len(content["runs"]) * len(settings["seeds"]) <= 20 and len(settings["seeds"]) >= 2
+    for name in settings["graders"]:
+        assert (ROOT / "checkpoints/graders" / name / "diffusion_pytorch_model.safetensors").is_file()
+    for options in content["runs"].values():
+        parts = {}
+        for part in ("flow", "prior"):
+            given = run_study.run_options(options, settings, "train") | run_study.run_options(options, settings, part)
+            line = run_study.command_line(given | {"output_dir": "-", "train_data_dir": "-", "train": part})
+            parts[part] = run_study.train_lowfreq.parse_args(line)
+        flow, prior = parts["flow"], parts["prior"]
+        side = flow.resolution // (4 if settings.get("latents") else 1)
+        channels = 8 if settings.get("latents") else 3
+        sizes = {"flow": (flow.transformer_size, flow.patch_size, side)}
+        sizes["prior"] = (prior.prior_size, prior.prior_patch_size, side // flow.factor)
+        flops = {}
+        for part, (size, patch_size, side) in sizes.items():
+            with torch.device("meta"):
+                config = run_study.train_lowfreq.size_config(size)
+                model = LowFreqTransformer2DModel(
+                    sample_size=side, patch_size=patch_size, in_channels=channels, **config
+                )
+            flops[part] = count_flops(model, (channels, side, side))
+            parameters = model.num_parameters()
+            assert parameters <= 500_000 if tier == "cpu" else (20e6 <= parameters <= 40e6) == (part == "flow")
+            assert tier != "cpu" or (side // patch_size) ** 2 <= 16
+        given = run_study.run_options(options, settings, "evaluate")
+        # A flow that needs no prior model is trained for what the prior model of the others costs, and not less
+        both = flops["flow"] * settings["train"]["max_train_steps"] * flow.train_batch_size
+        both += flops["prior"] * prior.prior_max_train_steps * prior.prior_train_batch_size
+        alone = flops["flow"] * flow.max_train_steps * flow.train_batch_size
+        assert flow.noise_ratio < 1 or 1 <= alone / both < 1.01
+        rest = {"pipeline": "-", "grader": "-", "data": "-", "split": "-", "output": "-"}
+        evaluate.parse_args(run_study.command_line(rest | given))
 
 
 @pytest.mark.slow
@@ -504,8 +691,8 @@ def test_run_study_goes_on_after_a_kill(workplace, grader):
         "tiny",
         "--tier",
         "cpu",
-        "--grader",
-        str(grader),
+        "--graders_dir",
+        ".",
     ]
     line += ["--train_data", "images", "--test_data", "images", "--output"]
     environment = os.environ | {"HF_HOME": str(workplace / "hf"), "OMP_NUM_THREADS": "1"}
