@@ -263,6 +263,8 @@ def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
 @torch.no_grad()
 def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
     """Grade a pipeline in every setting of `args`; a dictionary with a row for each."""
+    if args.curvature_images > args.num_images:
+        raise ValueError(f"`curvature_images` must be at most `num_images`, got {args.curvature_images}.")
     pipe.set_progress_bar_config(disable=True)
     ours = isinstance(pipe, LowFreqPipeline)
     vae = getattr(pipe, "vae", None)
@@ -373,7 +375,7 @@ def grade_paths(pipe, reference, args, inputs, true_coarse) -> dict:
     bend, length = (
         torch.cat([getattr(p, k) for p in paths]).mean().item() for k in ("curvature", "squared_path_length")
     )
-    figures = {"curvature": bend, "squared_path_length": length, "normalized_curvature": bend / length}
+    figures = {"curvature": bend, "squared_path_length": length, "normalized_curvature": bend / max(length, 1e-12)}
     return figures | {"curvature_images": args.curvature_images}
 
 

@@ -81,6 +81,30 @@ def run_options(run: dict, tier: dict, part: str) -> dict:
     return options | run.get(part, {})
 
 
+def check_runs(runs: list[str], study: dict):
+    unknown = set(runs) - set(study["runs"])
+    if unknown:
+        raise ValueError(f"`runs` must be among {list(study['runs'])}, got {sorted(unknown)}.")
+
+
+def build(run: dict, tier: dict, seed: int, args) -> tuple[LowFreqPipeline, dict]:
+    """Return the pipeline of a run and the facts of the training of its `flow` and its `prior`."""
+    folder = os.path.join(args.work_dir, f"models-{args.tier}")
+    common = run_options(run, tier, "train") | {"train_data_dir": args.train_data, "seed": seed}
+    common["cache_dir"] = os.path.join(args.work_dir, "cache")
+    if tier.get("latents"):
+        common |= {"pretrained_vae_model_name_or_path": args.vae, "vae_subfolder": "vae"}
+    facts, prior = {}, None
+    flow = common | run_options(run, tier, "flow")
+    flow_folder, facts["flow"] = train("flow", flow, folder)
+    if flow["noise_ratio"] < 1:
+        prior_folder, facts["prior"] = train("prior", common | run_options(run, tier, "prior"), folder)
+        prior = LowFreqTransformer2DModel.from_pretrained(prior_folder, subfolder="prior", use_safetensors=True)
+    pipe = LowFreqPipeline.from_pretrained(flow_folder)
+    pipe = LowFreqPipeline(pipe.transformer, pipe.scheduler, pipe.vae, prior, id2label=pipe.config.id2label)
+    return pipe, facts
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--study", required=True, help="name of a file in benchmarks/studies")
@@ -99,10 +123,7 @@ def main():
     args = parser.parse_args()
 
     study, tier = read_study(args.study, args.tier)
-    unknown = set(args.runs or []) - set(study["runs"])
-    if unknown:
-        raise ValueError(f"`runs` must be among {list(study['runs'])}, got {sorted(unknown)}.")
-    folder = os.path.join(args.work_dir, f"models-{args.tier}")
+    check_runs(args.runs or [], study)
     path = args.output or os.path.join(ROOT, "benchmarks/results", f"{args.study}-{args.tier}.json")
     evaluation = {"pipeline": "-", "data": args.test_data, "split": tier["split"], "output": path}
     evaluation |= {
@@ -138,21 +159,8 @@ def main():
             raise ValueError(f"`output` {path!r} holds run {run!r} of another configuration; nothing is overwritten.")
         if old:
             continue
-        common = run_options(options, tier, "train") | {
-            "train_data_dir": args.train_data,
-            "cache_dir": cache_dir,
-            "seed": seed,
-        }
-        if tier.get("latents"):
-            common |= {"pretrained_vae_model_name_or_path": args.vae, "vae_subfolder": "vae"}
-        flow = common | run_options(options, tier, "flow")
-        flow_folder, entry["flow"] = train("flow", flow, folder)
-        prior = None
-        if flow["noise_ratio"] < 1:
-            prior_folder, entry["prior"] = train("prior", common | run_options(options, tier, "prior"), folder)
-            prior = LowFreqTransformer2DModel.from_pretrained(prior_folder, subfolder="prior", use_safetensors=True)
-        pipe = LowFreqPipeline.from_pretrained(flow_folder, prior=prior)
-        pipe = LowFreqPipeline(pipe.transformer, pipe.scheduler, pipe.vae, prior, id2label=pipe.config.id2label)
+        pipe, facts = build(options, tier, seed, args)
+        entry |= facts
         started = time.monotonic()
         line = command_line(evaluation | run_options(options, tier, "evaluate") | {"seed": seed})
         entry |= grade(pipe.to(defaults.device), reference, parse_evaluation(line))

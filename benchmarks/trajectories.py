@@ -2,10 +2,11 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """Draw how samples form: strips from the source to the data, for several saved low-frequency pipelines under each other.
 
-    python benchmarks/trajectories.py --pipelines out/gaussian out/low-frequency --names "plain flow" "low-frequency" \
-        --output docs/figures/trajectories.png
+    python benchmarks/trajectories.py --study few-steps --runs "Gaussian, independent" "low-frequency (α = 0.25)" \
+        --train_data cifar10/train.parquet --output docs/figures/trajectories.png
+    python benchmarks/trajectories.py --pipelines checkpoints/cifar10-32 --output strips.png
 
-Each strip is one call of the pipeline; its states are decoded as they are, noise included. All pipelines get the same noise
+Takes the pipelines of runs of a study (trained if they are not yet), or saved ones. Each strip is one call of the pipeline; its states are decoded as they are, noise included. All pipelines get the same noise
 in the source and the same seeds of the prior model; a pipeline of noise ratio 1 is plain flow matching.
 """
 
@@ -13,9 +14,10 @@ import argparse
 import os
 
 import torch
+from run_study import build, check_runs, read_study
 
 from diffusers.utils.torch_utils import randn_tensor
-from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
+from diffusers_lowfreq import LowFreqPipeline
 from diffusers_lowfreq.autoencoding import decode_latents
 from diffusers_lowfreq.training import keyed_generator
 
@@ -62,9 +64,14 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--pipelines", nargs="+", required=True, help="folders, or names on the Hub")
-    parser.add_argument("--prior", help="a folder with the prior model of the pipelines that have none")
-    parser.add_argument("--names", nargs="+", help="what the picture calls them; by default the names of the folders")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pipelines", nargs="+", help="folders, or names on the Hub")
+    source.add_argument("--runs", nargs="+", help="runs of a study")
+    parser.add_argument("--study", default="few-steps")
+    parser.add_argument("--tier", default="cpu")
+    parser.add_argument("--train_data", help="of the study")
+    parser.add_argument("--work_dir", default="out/studies", help="of the study")
+    parser.add_argument("--vae", help="of the study, if it is in latents")
     parser.add_argument("--output", required=True)
     parser.add_argument("--columns", type=int, default=8)
     parser.add_argument("--steps_per_column", type=int, default=4, help="steps of the flow between two columns")
@@ -74,22 +81,22 @@ def main():
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    names = args.names or [os.path.basename(path.rstrip("/")) for path in args.pipelines]
-    if len(names) != len(args.pipelines):
-        raise ValueError(f"`names` must be as many as `pipelines`, {len(args.pipelines)}, got {len(names)}.")
+    names = args.runs or [os.path.basename(path.rstrip("/")) for path in args.pipelines]
     for name, least in (("columns", 2), ("steps_per_column", 1), ("num_samples", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"`{name}` must be at least {least}, got {getattr(args, name)}.")
 
     from matplotlib.figure import Figure
 
-    pictures = []
-    for path in args.pipelines:
-        pipe = LowFreqPipeline.from_pretrained(path)
-        if args.prior and pipe.prior is None and pipe.scheduler.config.noise_ratio < 1:
-            prior = LowFreqTransformer2DModel.from_pretrained(args.prior, use_safetensors=True)
-            pipe = LowFreqPipeline(pipe.transformer, pipe.scheduler, pipe.vae, prior, id2label=pipe.config.id2label)
-        pictures.append(strips(pipe, args))
+    if args.runs:
+        study, tier = read_study(args.study, args.tier)
+        check_runs(args.runs, study)
+        if args.train_data is None:
+            raise ValueError("`train_data` must be given with `runs`: networks are found by what they are trained on.")
+        pipelines = [build(study["runs"][run], tier, args.seed, args)[0] for run in args.runs]
+    else:
+        pipelines = [LowFreqPipeline.from_pretrained(path) for path in args.pipelines]
+    pictures = [strips(pipe, args) for pipe in pipelines]
     rows = len(names) * args.num_samples
     figure = Figure(figsize=(1 + 1.05 * args.columns, 0.9 + 1.05 * rows), layout="constrained")
     parts = figure.subfigures(len(names), 1, squeeze=False)[:, 0]

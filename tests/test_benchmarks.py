@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from scripts import make_folder, make_pixels, run_process, workplace
-from tiny import make_autoencoder, make_pipeline, make_prior, make_transformer, randn, randomize, seeded
+from scripts import make_folder, make_pixels, make_vae, run_process, workplace
+from tiny import make_autoencoder, make_pipeline, make_transformer, randn, randomize, seeded
 
 from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
@@ -330,29 +330,30 @@ def test_strips_run_from_the_source_to_what_the_pipeline_makes():
     assert torch.allclose(finer[::2], picture, atol=1e-6)
 
 
-def save_pixel_pipelines(folder: Path):
-    """A plain flow and a low-frequency one on 16x16 pixels, unconditional; the second without its prior model."""
-    config = {"sample_size": 16, "patch_size": 4, "in_channels": 3, "num_classes": None}
-    for name, noise_ratio in (("plain", 1.0), ("ours", 0.5)):
-        scheduler = LowFreqFlowMatchScheduler(factor=2, noise_ratio=noise_ratio)
-        LowFreqPipeline(make_transformer(**config), scheduler).save_pretrained(folder / name)
-    statistics = {"sample_mean": [0.0] * 3, "sample_std": [0.5] * 3}
-    make_prior(**config | statistics | {"sample_size": 8, "patch_size": 2}).save_pretrained(folder / "prior")
-
-
-def test_trajectories_script(workplace, call):
-    save_pixel_pipelines(workplace)
-    options = {"pipelines": ["plain", "ours"], "output": "a/strips.png", "columns": 3, "num_samples": 2}
-    with pytest.raises(ValueError, match="`names`"):
-        call(trajectories, names=["one"], **options)
-    with pytest.raises(ValueError, match="prior"):
-        call(trajectories, **options)
-    assert not (workplace / "a").exists()
-    call(trajectories, prior="prior", names=["plain flow", "low-frequency"], **options)
+def test_trajectories_script(workplace, call, monkeypatch):
+    """Of saved pipelines, and of the runs of a study, trained once."""
+    make_pipeline().save_pretrained("ours")
+    options = {"columns": 3, "num_samples": 2}
+    call(trajectories, pipelines="ours", output="a/strips.png", **options)
     wide, high = Image.open(workplace / "a/strips.png").size
-    assert wide > 300 and high > 400
-    # Plain flow and low-frequency flow get the same noise
-    plain = LowFreqPipeline.from_pretrained("plain")
+    assert wide > 300 and high > 200
+    monkeypatch.setattr(run_study, "ROOT", str(workplace))
+    write_study(workplace)
+    options |= {"study": "tiny", "output": "b/strips.png"}
+    with pytest.raises(ValueError, match="`runs`"):
+        call(trajectories, runs="none", train_data="images", **options)
+    with pytest.raises(ValueError, match="`train_data`"):
+        call(trajectories, runs="plain", **options)
+    assert not (workplace / "b").exists()
+    for _ in range(2):
+        call(trajectories, runs=["plain", "ours"], train_data="images", **options)
+    assert len(list((workplace / "out/studies/models-cpu").glob("*/model_index.json"))) == 2
+    assert Image.open(workplace / "b/strips.png").size[1] > 1.5 * high
+
+
+def test_strips_of_plain_and_low_frequency_flows_get_the_same_noise():
+    scheduler = LowFreqFlowMatchScheduler(factor=2, noise_ratio=1.0)
+    plain = LowFreqPipeline(make_transformer(in_channels=3, sample_size=16, num_classes=None), scheduler)
     picture, _ = trajectories.strips(plain, strip_arguments())
     noise = torch.cat([torch.randn(1, 3, 16, 16, generator=keyed_generator(0, "noise", i)) for i in range(2)])
     assert torch.allclose(picture[0], (noise / 2 + 0.5).clamp(0, 1))
@@ -411,6 +412,8 @@ def test_evaluate_grades_ours_and_overwrites_nothing(workplace, evaluation, call
     with pytest.raises(ValueError, match="nothing is overwritten"):
         call(evaluate, pipeline="ours", **evaluation)
     assert Path("out.json").read_bytes() == written
+    with pytest.raises(ValueError, match="`curvature_images`"):
+        call(evaluate, pipeline="ours", **evaluation | {"curvature_images": 11, "output": "no.json"})
     # However the images are cut into batches, the figures are the same
     more["prior_steps"] = 3
     call(evaluate, pipeline="ours", batch_size=5, **evaluation | {"output": "again.json"}, **more)
@@ -674,6 +677,47 @@ def test_every_study_parses_in_every_tier_and_keeps_its_limits(study, tier):
         assert flow.noise_ratio < 1 or 1 <= alone / both < 1.01
         rest = {"pipeline": "-", "grader": "-", "data": "-", "split": "-", "output": "-"}
         evaluate.parse_args(run_study.command_line(rest | given))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.json")))
+@pytest.mark.parametrize("tier", ["gpu", "gpu-latents"])
+def test_the_large_tiers_run_in_miniature(workplace, grader, call, monkeypatch, study, tier):
+    """The studies as they are, with every option of the tier but those of size: networks, steps, batches, images."""
+    content = (
+        (BENCHMARKS / f"studies/{study}.json").read_text().replace('"curvature_images": 250', '"curvature_images": 5')
+    )
+    write_study(workplace, json.loads(content), study)
+    tiers = json.loads((BENCHMARKS / "tiers.json").read_text())
+    small = {
+        "resolution": 16,
+        "patch_size": 1,
+        "prior_patch_size": 1,
+        "transformer_size": "1x2x8",
+        "prior_size": "1x2x8",
+    }
+    small |= {"max_train_steps": 1, "prior_max_train_steps": 1, "train_batch_size": 4, "prior_train_batch_size": 4}
+    settings = tiers[tier]
+    settings["train"] |= small | {"lr_warmup_steps": 1, "dataloader_num_workers": 0}
+    settings["evaluate"] |= {"num_images": 10, "batch_size": 10, "steps": [2]}
+    settings |= {"graders": ["tiny-grader"], "seeds": [0]}
+    for variant in settings["variants"].values():
+        for options in variant.values():
+            options |= {key: small[key] for key in options.keys() & small.keys()}
+            if "factor" in options:
+                options["factor"] = 2
+    (workplace / "benchmarks/tiers.json").write_text(json.dumps(tiers))
+    monkeypatch.setattr(run_study, "ROOT", str(workplace))
+    LowFreqPipeline(make_transformer(), vae=make_vae("vae"), scheduler=LowFreqFlowMatchScheduler()).save_pretrained(
+        "pipe"
+    )
+    data = {"train_data": "images", "test_data": "images", "vae": "pipe", "graders_dir": "."}
+    call(run_study, study=study, tier=tier, **data)
+    result = read(workplace / f"benchmarks/results/{study}-{tier}.json")
+    assert [run["run"] for run in result["runs"]] == list(json.loads(content)["runs"])
+    assert all(run["flow"]["mixed precision"] == "bf16" for run in result["runs"])
+    assert all(("autoencoder_psnr_db" in run) == (tier == "gpu-latents") for run in result["runs"])
+    assert len(report.table(result).splitlines()) > 4
 
 
 @pytest.mark.slow
