@@ -5,8 +5,8 @@
     python benchmarks/report.py --results benchmarks/results/few-steps-cpu.json --figures_dir docs/figures docs/evidence.md
 
 The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file. After the name
-may stand what to write, `budgets` (the best split of a budget between prior and flow) or `gap` (generated against true coarse
-latents) instead of everything, and `frechet_distance` instead of the kernel distance. Takes what `run_study.py` and
+may stand what to write, `budgets` (the best split of a budget between prior and flow), `gap` (generated against true coarse
+latents) or `curvature` instead of everything, and `frechet_distance` instead of the kernel distance. Takes what `run_study.py` and
 `coupling.py` write.
 """
 
@@ -174,6 +174,31 @@ def gap_table(result: dict, metric: str) -> str:
     return "\n".join(lines)
 
 
+def curvature_table(result: dict, metric: str) -> str:
+    """The curvature of each run, and how many times less that is than that of the first."""
+    groups = {key: group for key, group in gather(result).items() if group["curvature"]}
+    names = {"curvature": 4, "squared_path_length": 3, "normalized_curvature": 4}
+    (count,) = {row["curvature_images"] for group in groups.values() for row in group["curvature"]}
+    lines = [
+        f"**{result['question']}** Curvature of the learned flow in 128 steps from {count:,} sources (Lee et al. 2023), the mean "
+        "squared path, both per element, and their ratio, which is free of scale; behind each, how many times less than in "
+        f"the first row. {listing({run['seed'] for run in result['runs']}, 'seed').capitalize()}: means ± half the range. "
+        f"Measured by `benchmarks/run_study.py`, tier `{result['tier']}`, on {result['machine']}.",
+        "",
+        "| run | coarse | raw curvature | times less | squared path | times less | curvature / path² | times less |",
+        "|" + "---|" * 8,
+    ]
+    means = {}
+    for key, group in groups.items():
+        cells = [key[0], key[1] or "-"]
+        for name, digits in names.items():
+            values = [row[name] for row in group["curvature"]]
+            mean = means[key, name] = sum(values) / len(values)
+            cells += [spread(values, digits), f"{means[next(iter(groups)), name] / mean:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def caption(result: dict, groups: dict, metric: str) -> str:
     rows = [row for run in result["runs"] for row in run["rows"]]
     seeds = {run["seed"] for run in result["runs"]}
@@ -252,7 +277,7 @@ def coupling_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-VIEWS = {None: study_table, "budgets": budgets_table, "gap": gap_table}
+VIEWS = {None: study_table, "budgets": budgets_table, "gap": gap_table, "curvature": curvature_table}
 
 
 def table(result: dict, view: str | None = None, metric: str = "kernel_distance") -> str:

@@ -117,7 +117,9 @@ def parse_args(argv=None):
     group.add_argument("--factor", type=int, default=4, help=FROM_PIPELINE)
     group.add_argument("--noise_ratio", type=float, default=0.5, help=FROM_PIPELINE)
     group.add_argument("--noise_ratio_range", type=float, nargs=2, help=f"train over a range; {FROM_PIPELINE}")
-    group.add_argument("--coupling", choices=["identity", "minibatch_ot"], default="identity", help="of the flow")
+    group.add_argument(
+        "--coupling", choices=["identity", "noise_ot", "minibatch_ot"], default="identity", help="of the flow"
+    )
     group.add_argument(
         "--prior_coupling", choices=["minibatch_ot", "semi_discrete", "independent"], default="minibatch_ot"
     )
@@ -392,16 +394,18 @@ def train(part, pipeline, cache, args):
             if is_prior:
                 sample = (projection.downsample(sample) - low_mean) / low_std
             noise = randn_tensor(sample.shape, generator=generators, device=device, dtype=sample.dtype)
+            labels = batch["label"].to(device) if num_classes is not None else None
             if is_prior:
                 source = noise
             else:
+                if coupling == "noise_ot":  # each sample keeps its coarse version, the batch shares out the noise
+                    noise = noise[minibatch_optimal_transport(noise, projection.complement(sample), labels)]
                 noise_ratio = None
                 if noise_ratio_range is not None:
                     lowest, highest = noise_ratio_range
                     noise_ratio = lowest + (highest - lowest) * uniform(len(sample), generators, device)
                     condition["noise_ratio"] = noise_ratio
                 source = scheduler.make_source_from_sample(sample, noise, noise_ratio)
-            labels = batch["label"].to(device) if num_classes is not None else None
             if coupling == "semi_discrete":  # here the noise chooses its sample, of the label of the batch
                 sample = low[semi_discrete.assign(source, labels)]
             elif coupling == "minibatch_ot":

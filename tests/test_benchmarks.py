@@ -177,6 +177,18 @@ def test_gap_table_subtracts_seed_by_seed():
     assert lines[4:] == [f"| ours | {n} | 1.0 ± 0.0 (+8%) | 1.0 ± 0.0 (+16%) |" for n in (1, 2)]
 
 
+def test_curvature_table_has_ratios_to_the_first_run():
+    result = study_results()
+    for run in result["runs"][1::2]:
+        for row in run["curvature"]:
+            row |= {"curvature": row["curvature"] / 5, "squared_path_length": 0.25}
+    lines = report.table(result, "curvature").splitlines()
+    plain = "0.0250 ± 0.0050 | 1.0 | 0.500 ± 0.000 | 1.0 | 0.0500 ± 0.0100 | 1.0 |"
+    assert lines[4] == f"| plain | - | {plain}" and "from 250 sources" in lines[0]
+    ours = "0.0050 ± 0.0010 | 5.0 | 0.250 ± 0.000 | 2.0 | 0.0500 ± 0.0100 | 1.0 |"
+    assert lines[5] == f"| ours | generated | {ours}" and len(lines) == 8
+
+
 def test_captions_tell_how_far_two_graders_agree():
     result = study_results()
     assert "Kendall" not in report.table(result)

@@ -217,6 +217,20 @@ def test_the_identity_coupling_is_its_own_minibatch_optimum(workplace, images):
     assert_same(weights("identity/transformer"), weights("minibatch_ot/transformer"))
 
 
+def test_noise_ot_shares_out_the_noise_and_nothing_else(workplace, images):
+    """In a batch of one there is nothing to share out; at the next size the noise changes hands, the coarse part never."""
+    for size in (1, 6):
+        for coupling in ("identity", "noise_ot"):
+            options = {"coupling": coupling, "train_batch_size": size, "output_dir": f"{coupling}-{size}"}
+            train(train="flow", factor=2, patch_size=2, **options)
+    assert_same(weights("identity-1/transformer"), weights("noise_ot-1/transformer"))
+    assert differ(weights("identity-6/transformer"), weights("noise_ot-6/transformer"))
+    # Without noise in the source there is nothing to change
+    for coupling in ("identity", "noise_ot"):
+        train(train="flow", factor=2, patch_size=2, noise_ratio=0.0, coupling=coupling, output_dir=f"{coupling}-0")
+    assert_same(weights("identity-0/transformer"), weights("noise_ot-0/transformer"))
+
+
 def test_the_prior_trains_on_the_semi_discrete_coupling(workplace, images):
     train(train="prior", prior_coupling="semi_discrete")
     train(train="prior", prior_coupling="semi_discrete", output_dir="again")
