@@ -37,7 +37,7 @@ from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_
 from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.models import SIZES
 from diffusers_lowfreq.objectives import FlowMatching
-from diffusers_lowfreq.projections import PROJECTIONS
+from diffusers_lowfreq.projections import PROJECTIONS, fit_projection_basis
 from diffusers_lowfreq.training import (
     KeyedBatchSampler,
     LatentCache,
@@ -113,7 +113,7 @@ def parse_args(argv=None):
     group.add_argument("--use_meanflow", action=argparse.BooleanOptionalAction, default=False, help=FROM_PIPELINE)
 
     group = parser.add_argument_group("source")
-    group.add_argument("--projection", choices=PROJECTIONS, default="bicubic", help=FROM_PIPELINE)
+    group.add_argument("--projection", choices=[*PROJECTIONS, "pca"], default="bicubic", help=FROM_PIPELINE)
     group.add_argument("--factor", type=int, default=4, help=FROM_PIPELINE)
     group.add_argument("--noise_ratio", type=float, default=0.5, help=FROM_PIPELINE)
     group.add_argument("--noise_ratio_range", type=float, nargs=2, help=f"train over a range; {FROM_PIPELINE}")
@@ -231,8 +231,12 @@ def build_pipeline(args, cache_latents):
         cache = cache_latents(vae)
         if vae is not None and args.latent_statistics == "measured":
             set_latent_statistics(vae, cache.mean, cache.std)
+        basis = None
+        if args.projection == "pca":
+            basis = fit_projection_basis((x for x, _ in samples(cache, thinned(cache), vae)), args.factor)
         scheduler = LowFreqFlowMatchScheduler(
             projection=args.projection,
+            projection_basis=basis,
             factor=args.factor,
             noise_ratio=args.noise_ratio,
             noise_ratio_range=args.noise_ratio_range,
@@ -276,8 +280,8 @@ def build_pipeline(args, cache_latents):
     if prior is None and args.train != "flow":
         # D(x) is smaller than x: measure it, so that the prior model works at unit scale.
         total = square = count = 0
-        items = [(i, False) for i in range(0, len(cache), max(1, len(cache) // 65_536))]
-        for low, _ in coarse_latents(cache, items, vae, scheduler):
+        for x, _ in samples(cache, thinned(cache), vae):
+            low = scheduler.projection.downsample(x)
             total = total + low.double().sum((0, 2, 3))
             square = square + low.double().square().sum((0, 2, 3))
             count += low.numel() // channels
@@ -295,12 +299,16 @@ def build_pipeline(args, cache_latents):
     return LowFreqPipeline(transformer, scheduler, vae, prior, prior_scheduler, id2label), cache
 
 
-def coarse_latents(cache, items, vae, scheduler):
-    """Yield D(x) and the labels of cached items, in batches."""
+def thinned(cache):
+    """Items of the cache, evenly spread, as many as statistics need."""
+    return [(i, False) for i in range(0, len(cache), max(1, len(cache) // 65_536))]
+
+
+def samples(cache, items, vae):
+    """Yield the latents and the labels of cached items, in batches."""
     for start in range(0, len(items), 1024):
         batch = cache.__getitems__(items[start : start + 1024])
-        sample = normalize_latents(vae, batch["sample"]) if vae is not None else batch["sample"]
-        yield scheduler.projection.downsample(sample), batch["label"]
+        yield normalize_latents(vae, batch["sample"]) if vae is not None else batch["sample"], batch["label"]
 
 
 def train(part, pipeline, cache, args):
@@ -369,7 +377,8 @@ def train(part, pipeline, cache, args):
     coupling = args.prior_coupling if is_prior else args.coupling
     if coupling == "semi_discrete":
         items = [(i, flip) for flip in (False, True)[: 1 + args.random_flip] for i in range(len(cache))]
-        low, labels = (torch.cat(parts) for parts in zip(*coarse_latents(cache, items, vae, scheduler)))
+        pairs = ((projection.downsample(x), labels) for x, labels in samples(cache, items, vae))
+        low, labels = (torch.cat(parts) for parts in zip(*pairs))
         low = (low.to(device) - low_mean) / low_std
         semi_discrete = SemiDiscreteCoupling(low, labels.to(device) if num_classes is not None else None)
         bar = partial(tqdm, desc="semi-discrete coupling", disable=not accelerator.is_local_main_process)

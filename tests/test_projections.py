@@ -1,12 +1,13 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """Laws of the low-frequency projections, against torch's and scipy's own resizing."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.fft import dctn, idctn
 
-from diffusers_lowfreq import LowFrequencyProjection
+from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFrequencyProjection, fit_projection_basis
 from diffusers_lowfreq.projections import PROJECTIONS, _matrices
 
 
@@ -188,7 +189,10 @@ def test_export_first_and_an_ordinary_run_afterwards():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("lanczos", 4), r"`projection` must be one of \['bicubic', 'area', 'dct'\], got 'lanczos'"),
+        (("lanczos", 4), r"`projection` must be one of \['bicubic', 'area', 'dct', 'pca'\], got 'lanczos'"),
+        (("pca", 4), "`basis` must be given with the projection 'pca'"),
+        (("area", 4, {}), "`basis` must be given with the projection 'pca', and with no other"),
+        (("pca", 4, {"size": [8, 8]}), "`basis` must be what `fit_projection_basis` returned"),
         (("area", 0), "`factor` must be a positive integer, got 0"),
         (("area", 2.0), "`factor` must be a positive integer, got 2.0"),
         (("area", True), "`factor` must be a positive integer, got True"),
@@ -217,3 +221,100 @@ def test_bad_samples_are_named(sample, message):
 def test_bad_low_is_named():
     with pytest.raises(ValueError, match="`low` must be a floating point tensor"):
         LowFrequencyProjection("bicubic", 4).upsample(torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+# --------------------------------------------------------------------------------------------- the fitted projection
+
+
+def correlated(number=64, height=8, width=12, seed=0):
+    """Three channels that share one strong smooth component, as colours do."""
+    fade = 1 / (1 + torch.arange(height)[:, None] + torch.arange(width)) ** 1.5
+    cosines = draw(number, 3, height, width, seed=seed) * torch.tensor([1.0, 0.3, 0.1]).view(3, 1, 1) * fade
+    components = torch.from_numpy(idctn(cosines.numpy(), axes=(-2, -1), norm="ortho"))
+    mix = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [1.0, 1.0, -2.0]], dtype=torch.float64)
+    return torch.einsum("nehw,ec->nchw", components, mix / mix.norm(dim=1, keepdim=True))
+
+
+def fitted(factor=2, **options):
+    x = correlated(**options)
+    return LowFrequencyProjection("pca", factor, fit_projection_basis(x.split(10), factor)), x
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_pca_is_an_orthogonal_projection_on_the_strongest_cosines_of_the_components(factor):
+    projection, x = fitted(factor)
+    units = torch.eye(3 * 8 * 12, dtype=torch.float64).view(-1, 3, 8, 12)
+    matrix = projection(units).flatten(1).T
+    torch.testing.assert_close(matrix @ matrix, matrix)
+    torch.testing.assert_close(matrix.T, matrix)
+    assert round(matrix.trace().item()) == len(units) // factor**2
+    low = draw(2, 3, 8 // factor, 12 // factor)
+    torch.testing.assert_close(projection.downsample(projection.upsample(low)), low)
+    inner = (projection.downsample(units) * low[:1]).sum((1, 2, 3))
+    torch.testing.assert_close(projection.upsample(low[:1]).flatten(), factor**2 * inner)
+    # The oracle, with numpy and scipy: rotate, transform, take what is largest
+    rotated = torch.linalg.eigh(torch.einsum("nchw,ndhw->cd", x, x))[1].T.numpy()
+    energy = (dctn(np.einsum("ec,nchw->nehw", rotated, x.numpy()), axes=(-2, -1), norm="ortho") ** 2).sum(0)
+    most = np.sort(energy.flatten())[::-1][: len(units) // factor**2].sum()
+    assert projection(x).square().sum().item() == pytest.approx(most, rel=1e-9)
+    other = correlated(seed=1)
+    box = LowFrequencyProjection("dct", factor)
+    assert factor == 1 or projection(other).square().sum() > 1.02 * box(other).square().sum()
+
+
+def test_pca_keeps_constants_and_stays_with_low_frequencies_where_channels_are_alike():
+    projection, x = fitted(2)
+    constant = torch.tensor([0.7, -0.2, 0.1], dtype=torch.float64).view(3, 1, 1).expand(3, 8, 12)
+    torch.testing.assert_close(projection(constant), constant)
+    # Cosines of the box keep their places; of components equally strong, those of the box are all that is kept
+    kept = torch.tensor(fit_projection_basis([x], 2)["kept"]).view(3, 4, 6)
+    places = torch.arange(3 * 8 * 12).view(3, 8, 12)[:, :4, :6]
+    assert torch.equal(kept[0], places[0]) and not torch.equal(kept, places)
+    single = fit_projection_basis([x[:, :1]], 2)
+    box = LowFrequencyProjection("dct", 2)
+    x = x[:, :1]
+    assert LowFrequencyProjection("pca", 2, single)(x).square().sum() >= box(x).square().sum() - 1e-9
+
+
+def test_pca_survives_json_dtypes_autocast_modes_and_compile(tmp_path):
+    projection, x = fitted(2)
+    basis = fit_projection_basis([x], 2)
+    LowFreqFlowMatchScheduler(projection="pca", factor=2, projection_basis=basis).save_pretrained(tmp_path)
+    again = LowFreqFlowMatchScheduler.from_pretrained(tmp_path).projection
+    torch.testing.assert_close(again(x), projection(x))
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        y = x.to(dtype)
+        result = projection(y)
+        torch.testing.assert_close(result.double(), projection(y.double()), rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)  # fmt: skip
+        assert result.dtype == dtype
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(projection(y), result)
+    single = x[:1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(projection, single, check_forward_ad=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(projection.complement, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x.float()), projection.complement(x.float()))
+
+
+def test_pca_names_what_does_not_fit():
+    projection, x = fitted(2)
+    basis = fit_projection_basis([x], 2)
+    with pytest.raises(ValueError, match=r"`sample` must have shape \(..., 3, 8, 12\), got \(64, 3, 12, 8\)"):
+        projection(x.mT)
+    with pytest.raises(ValueError, match=r"`low` must have shape \(..., 3, 4, 6\), got \(1, 2, 4, 6\)"):
+        projection.upsample(draw(1, 2, 4, 6))
+    skewed = [[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    for change in (
+        {"kept": basis["kept"][1:]},
+        {"kept": [0] * 72},
+        {"channels": skewed},
+        {"size": [8, 11]},
+        {"kept": ["a"]},
+    ):
+        with pytest.raises(ValueError, match="`basis`"):
+            LowFrequencyProjection("pca", 2, basis | change)
+    with pytest.raises(ValueError, match="`basis`"):
+        LowFrequencyProjection("pca", 4, basis)
+    for batches in ([], [x[0]], [x, x.mT], [x[..., 1:]]):
+        with pytest.raises(ValueError, match="`batches`"):
+            fit_projection_basis(batches, 2)

@@ -217,6 +217,21 @@ def test_the_identity_coupling_is_its_own_minibatch_optimum(workplace, images):
     assert_same(weights("identity/transformer"), weights("minibatch_ot/transformer"))
 
 
+@pytest.mark.parametrize("vae", [None, "vae"])
+def test_the_fitted_projection_is_fitted_saved_and_used(workplace, images, vae):
+    options = {"projection": "pca", "factor": 2, "patch_size": 2}
+    if vae is not None:
+        make_vae(workplace / vae)
+        options["pretrained_vae_model_name_or_path"] = vae
+    train(**options)
+    pipe = LowFreqPipeline.from_pretrained("out")
+    assert pipe.scheduler.config.projection == "pca" and pipe.scheduler.config.projection_basis["size"] == ([8, 8] if vae else [16, 16])  # fmt: skip
+    low = pipe("red", num_inference_steps=1, output_prior_images=True, output_type="pt")
+    assert low.prior_images.shape == low.images.shape
+    train(**options, output_dir="again")
+    assert_same(weights("again/transformer"), weights("out/transformer"))
+
+
 def test_noise_ot_shares_out_the_noise_and_nothing_else(workplace, images):
     """In a batch of one there is nothing to share out; at the next size the noise changes hands, the coarse part never."""
     for size in (1, 6):

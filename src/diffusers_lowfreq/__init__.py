@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .models import LowFreqTransformer2DModel
 from .pipelines import LowFreqPipeline, LowFreqPipelineOutput
-from .projections import LowFrequencyProjection
+from .projections import LowFrequencyProjection, fit_projection_basis
 from .schedulers import LowFreqFlowMatchScheduler
 
 
@@ -22,6 +22,7 @@ __all__ = [
     "LowFreqPipelineOutput",
     "LowFreqTransformer2DModel",
     "LowFrequencyProjection",
+    "fit_projection_basis",
 ]
 
 

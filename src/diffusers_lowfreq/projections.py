@@ -1,11 +1,13 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """Low-frequency projections: downsample D, upsample U, T = U∘D and its complement x − T(x).
 
-Every projection is separable, so it is a pair of small dense matrices, one along the height and one along the width.
-Two matrix products are exact in any dtype, deterministic on a GPU, differentiable in both modes, and compile.
+The fixed projections are separable: a pair of small dense matrices, one along the height and one along the width. Two
+matrix products are exact in any dtype, deterministic on a GPU, differentiable in both modes, and compile. The fitted one,
+`"pca"`, is a product along the channels and a choice of cosines besides.
 """
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -52,7 +54,7 @@ def _dct_pair(low: int, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 _PAIRS = {"bicubic": _bicubic_pair, "area": _area_pair, "dct": _dct_pair}
-PROJECTIONS = tuple(_PAIRS)
+PROJECTIONS = tuple(_PAIRS)  # those that need nothing but a factor
 
 
 @lru_cache(maxsize=256)
@@ -65,6 +67,61 @@ def _matrices(
         return down.to(device, dtype), up.to(device, dtype)
 
 
+@lru_cache(maxsize=64)
+def _cosines(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return _dct(size).to(device, dtype)
+
+
+def fit_projection_basis(batches: Iterable[torch.Tensor], factor: int) -> dict:
+    """
+    Choose what the projection `"pca"` keeps: the principal components over the channels, and of them the cosines.
+
+    Low frequency by channel wastes dimensions where channels are correlated, as colours are. Here the channels are rotated
+    to their principal components, and of all (component, cosine) pairs the `1 / factor^2` of most energy are kept: strong
+    components to a finer scale than weak ones, which is what chroma subsampling does. The constant of each is always kept.
+
+    Args:
+        batches (`Iterable[torch.Tensor]` of shape `(batch, channels, height, width)`):
+            Samples at the scale of the latents; one pass, memory independent of their number.
+        factor (`int`):
+            The number of samples along each axis that become one.
+
+    Returns:
+        `dict`: The `basis` of a [`LowFrequencyProjection`], ready for JSON: `"channels"`, an orthogonal matrix with the
+        components as rows, the strongest first; `"size"`, height and width; `"kept"`, for each number of a coarse sample in
+        the cosine domain its place among `(component, row, column)`. A cosine that the projection `"dct"` would keep has its
+        own place, the others take the places of those that are left out.
+
+    Raises:
+        ValueError: If there are no samples, their shapes differ, or `factor` does not divide their height and width.
+    """
+    total, shape = 0.0, None
+    for batch in batches:
+        if shape is None:
+            shape = batch.shape[1:]
+        if batch.ndim != 4 or batch.shape[1:] != shape or shape[1] % factor or shape[2] % factor:
+            raise ValueError(
+                f"`batches` must be of one shape (batch, channels, height, width) divisible by the factor {factor}, got "
+                f"{tuple(batch.shape)}."
+            )
+        cosines = _dct(shape[1]).to(batch.device) @ batch.double() @ _dct(shape[2]).T.to(batch.device)
+        total = total + torch.einsum("bchw,bdhw->hwcd", cosines, cosines).cpu()
+    if shape is None:
+        raise ValueError("`batches` must hold at least one batch, got none.")
+    channels = torch.linalg.eigh(total.sum((0, 1)))[1].flip(1).T
+    channels = channels * channels.gather(1, channels.abs().argmax(1, keepdim=True)).sign()
+    energy = torch.einsum("ec,hwcd,ed->ehw", channels, total, channels)
+    energy[:, 0, 0] = torch.inf
+    places = torch.arange(energy.numel()).view(energy.shape)
+    own = places[:, : shape[1] // factor, : shape[2] // factor].flatten().tolist()
+    ranking = energy.flatten().argsort(descending=True, stable=True).tolist()[: len(own)]
+    strong = set(ranking)
+    others = iter([place for place in ranking if place not in set(own)])
+    kept = [place if place in strong else next(others) for place in own]
+    return {"channels": channels.tolist(), "size": list(shape[1:]), "kept": kept}
+
+
 class LowFrequencyProjection:
     r"""
     Project images or latents on their low frequencies: `T(x) = U(D(x))`.
@@ -72,24 +129,48 @@ class LowFrequencyProjection:
     `"area"` (block means) and `"dct"` (truncated cosine transform) are orthogonal projections: `T` is idempotent and
     self-adjoint, so that pairing every sample with its own `T(x)` is an optimal transport by design. `"bicubic"`
     (antialiased down, bicubic up; the paper's choice) is neither exactly; there the pairing is optimal empirically.
+    `"pca"` is an orthogonal projection too, fitted to a data set by [`fit_projection_basis`]: its coarse version has the
+    same shape and keeps more energy, but is no picture, and it is for samples of one size.
 
     Args:
         projection (`str`, defaults to `"bicubic"`):
-            `"bicubic"`, `"area"` or `"dct"`.
+            `"bicubic"`, `"area"`, `"dct"` or `"pca"`.
         factor (`int`, defaults to `4`):
             The number of samples along each axis that become one. Height and width must be multiples of it.
+        basis (`dict`, *optional*):
+            What [`fit_projection_basis`] returned, for `"pca"` only.
 
     Raises:
-        ValueError: If `projection` is unknown or `factor` is not a positive integer.
+        ValueError: If `projection` is unknown, `factor` is not a positive integer, or `basis` does not fit them.
     """
 
-    def __init__(self, projection: str = "bicubic", factor: int = 4):
-        if projection not in PROJECTIONS:
-            raise ValueError(f"`projection` must be one of {list(PROJECTIONS)}, got {projection!r}.")
+    def __init__(self, projection: str = "bicubic", factor: int = 4, basis: dict | None = None):
+        if projection not in (*PROJECTIONS, "pca"):
+            raise ValueError(f"`projection` must be one of {[*PROJECTIONS, 'pca']}, got {projection!r}.")
         if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
             raise ValueError(f"`factor` must be a positive integer, got {factor!r}.")
+        if (basis is not None) != (projection == "pca"):
+            raise ValueError(
+                "`basis` must be given with the projection 'pca', and with no other: `fit_projection_basis`."
+            )
         self.projection = projection
         self.factor = factor
+        if basis is not None:
+            self._channels, self._size, self._kept = self._read(basis)
+
+    def _read(self, basis: dict) -> tuple[torch.Tensor, tuple[int, int], torch.Tensor]:
+        try:
+            channels, kept = torch.tensor(basis["channels"], dtype=torch.float64), torch.tensor(basis["kept"])
+            height, width = basis["size"]
+            number = len(channels) * height * width
+            unit = (channels @ channels.T - torch.eye(len(channels))).abs().max() < 1e-6
+            fits = kept.min() >= 0 and kept.max() < number and len(kept.unique()) == len(kept)
+            fits = fits and height % self.factor == width % self.factor == 0 and len(kept) * self.factor**2 == number
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise ValueError(f"`basis` must be what `fit_projection_basis` returned: {error!r}.") from error
+        if not (unit and fits):
+            raise ValueError(f"`basis` must have orthogonal channels and fit `factor` {self.factor}: it does not.")
+        return channels, (height, width), kept
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(projection={self.projection!r}, factor={self.factor})"
@@ -97,15 +178,40 @@ class LowFrequencyProjection:
     def _apply(self, x: torch.Tensor, low_height: int, low_width: int, which: int) -> torch.Tensor:
         # Half precision is computed in float32 and rounded once at the end.
         dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+        apply = self._separable if self.projection in _PAIRS else self._components
+        if not torch.amp.is_autocast_available(x.device.type):
+            return apply(x.to(dtype), low_height, low_width, which).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return apply(x.to(dtype), low_height, low_width, which).to(x.dtype)
+
+    @staticmethod
+    def _cached(function, x: torch.Tensor):
         # Traced calls (compile, export) build their own matrices: their fake tensors must not stay in the cache.
         traced = torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
-        matrices = _matrices.__wrapped__ if traced else _matrices
-        along_height = matrices(self.projection, low_height, self.factor, dtype, x.device)[which]
-        along_width = matrices(self.projection, low_width, self.factor, dtype, x.device)[which]
-        if not torch.amp.is_autocast_available(x.device.type):
-            return (along_height @ x.to(dtype) @ along_width.T).to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            return (along_height @ x.to(dtype) @ along_width.T).to(x.dtype)
+        return function.__wrapped__ if traced else function
+
+    def _separable(self, x: torch.Tensor, low_height: int, low_width: int, which: int) -> torch.Tensor:
+        matrices = self._cached(_matrices, x)
+        along_height = matrices(self.projection, low_height, self.factor, x.dtype, x.device)[which]
+        along_width = matrices(self.projection, low_width, self.factor, x.dtype, x.device)[which]
+        return along_height @ x @ along_width.T
+
+    def _components(self, x: torch.Tensor, low_height: int, low_width: int, which: int) -> torch.Tensor:
+        channels, kept = self._channels.to(x.device, x.dtype), self._kept.to(x.device)
+        shape, low_shape = (len(channels), *self._size), (len(channels), low_height, low_width)
+        if x.ndim < 3 or tuple(x.shape[-3:]) != (low_shape if which else shape):
+            name, expected = ("low", low_shape) if which else ("sample", shape)
+            raise ValueError(f"`{name}` must have shape (..., {', '.join(map(str, expected))}), got {tuple(x.shape)}.")
+        cosines = self._cached(_cosines, x)
+        sizes = (*self._size, low_height, low_width)
+        rows, columns, low_rows, low_columns = (cosines(size, x.dtype, x.device) for size in sizes)
+        if which == 0:
+            components = torch.einsum("ec,...chw->...ehw", channels, rows @ x @ columns.T)
+            low = components.flatten(-3)[..., kept].unflatten(-1, low_shape)
+            return low_rows.T @ low @ low_columns / self.factor
+        low = (low_rows @ x @ low_columns.T * self.factor).flatten(-3)
+        components = low.new_zeros(*low.shape[:-1], math.prod(shape)).index_copy(-1, kept, low).unflatten(-1, shape)
+        return rows.T @ torch.einsum("ec,...ehw->...chw", channels, components) @ columns
 
     def downsample(self, sample: torch.Tensor) -> torch.Tensor:
         """

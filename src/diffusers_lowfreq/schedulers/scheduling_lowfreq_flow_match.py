@@ -64,6 +64,8 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             How `mu` shifts: `"exponential"` or `"linear"`.
         projection (`str`, defaults to `"bicubic"`), factor (`int`, defaults to `4`):
             The projection `T`, see [`LowFrequencyProjection`].
+        projection_basis (`dict`, *optional*):
+            What the projection `"pca"` keeps, see [`fit_projection_basis`].
         noise_ratio (`float`, defaults to `0.5`):
             The share of noise in the source, the paper's alpha, in [0, 1].
         noise_ratio_range (`list[float]`, *optional*):
@@ -98,6 +100,7 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         noise_ratio: float = 0.5,
         noise_ratio_range: list[float] | None = None,
         solver_order: int = 1,
+        projection_basis: dict | None = None,
     ):
         if (
             isinstance(num_train_timesteps, bool)
@@ -111,7 +114,7 @@ class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
         if shift_terminal is not None and not (isinstance(shift_terminal, float) and 0 < shift_terminal < 1):
             raise ValueError(f"`shift_terminal` must be in (0, 1), got {shift_terminal!r}.")
-        self.projection = LowFrequencyProjection(projection, factor)
+        self.projection = LowFrequencyProjection(projection, factor, projection_basis)
         if noise_ratio_range is not None:
             if (
                 not isinstance(noise_ratio_range, (list, tuple))
