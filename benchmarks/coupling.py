@@ -6,8 +6,8 @@
     python benchmarks/coupling.py --data cifar10/train.parquet --vae checkpoints/cifar10-32 \
         --output benchmarks/results/coupling-latents.json
 
-Against the noise ratio, the factor and the number of pairs, for the three projections and, as controls, for random masks of
-pixels and of patches, which are orthogonal projections too. What is done is not done again after an interruption.
+Against the noise ratio, the factor and the number of pairs, for the four projections (`pca` is fitted to the samples) and, as
+controls, for random masks of pixels and of patches, which are orthogonal projections too. What is done is not done again after an interruption.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from diffusers_lowfreq.autoencoding import encode_images, load_autoencoder
 from diffusers_lowfreq.evaluation import coupling_check
-from diffusers_lowfreq.projections import PROJECTIONS, LowFrequencyProjection
+from diffusers_lowfreq.projections import PROJECTIONS, LowFrequencyProjection, fit_projection_basis
 from diffusers_lowfreq.training import LatentCache, keyed_generator, load_images, machine_kind
 
 
@@ -30,6 +30,8 @@ MASKS = {"pixel mask": 1, "patch mask": None}  # sides of the patches that are k
 
 def project(sample: torch.Tensor, name: str, factor: int, generator: torch.Generator) -> torch.Tensor:
     """`T(x)`: low frequencies, or a random share `1 / factor^2` of the places, one mask for all samples."""
+    if name == "pca":
+        return LowFrequencyProjection(name, factor, fit_projection_basis(sample.split(1000), factor))(sample)
     if name not in MASKS:
         return LowFrequencyProjection(name, factor)(sample)
     side = MASKS[name] or factor
@@ -50,7 +52,7 @@ def main():
     parser.add_argument("--num_pairs", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--factor", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--noise_ratio", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9])
-    parser.add_argument("--operators", nargs="+", default=[*PROJECTIONS, *MASKS])
+    parser.add_argument("--operators", nargs="+", default=[*PROJECTIONS, "pca", *MASKS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     args = parser.parse_args()
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 import diffusers
 import diffusers_lowfreq
 from diffusers.utils.torch_utils import randn_tensor
-from diffusers_lowfreq import LowFreqFlowMatchScheduler
+from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFrequencyProjection, fit_projection_basis
 from diffusers_lowfreq.autoencoding import (
     encode_images,
     load_autoencoder,
@@ -148,6 +148,17 @@ def couple(noise, statistics, sample):
     return rows
 
 
+def fitted_energy(sample, factors):
+    """Energy that the projection "pca" keeps at each factor, fitted to one half of the samples and measured on the other."""
+    fitted, measured = sample[::2], sample[1::2]
+    variance = (measured - measured.mean((0, 2, 3), keepdim=True)).square().sum()
+    energy = {}
+    for factor in factors:
+        projection = LowFrequencyProjection("pca", factor, fit_projection_basis(fitted.split(50), factor))
+        energy[factor] = (1 - projection.complement(measured).square().sum() / variance).item()
+    return energy
+
+
 def suggest(rows, num_pairs):
     """
     Choose a row and a noise ratio, and say why.
@@ -217,7 +228,7 @@ def suggest(rows, num_pairs):
     return {"projection": row["projection"], "factor": factor, "noise_ratio": noise_ratio}, reasons
 
 
-def tables(rows, num_pairs):
+def tables(rows, fitted, num_pairs):
     """Lay the figures out as text."""
     factors = sorted({row["factor"] for row in rows})
     lines = ["Energy kept by T(x), of the variance about the mean per channel"]
@@ -225,6 +236,7 @@ def tables(rows, num_pairs):
     for projection in PROJECTIONS:
         shares = (row["energy_kept"] for row in rows if row["projection"] == projection)
         lines.append(f"{projection:12}" + "".join(f"{share:>10.1%}" for share in shares))
+    lines.append(f"{'pca':12}" + "".join(f"{fitted[f]:>10.1%}" for f in factors) + "   fitted to half of the samples")
     lines.append(f"{'prior step':12}" + "".join(f"{1 / f**2:>10.1%}" for f in factors) + "   of a step of the flow")
     for title, key, form in (
         ("Path length E||source - x||^2 per element, by noise ratio", "path_length", ".2f"),
@@ -237,7 +249,7 @@ def tables(rows, num_pairs):
     return "\n".join(lines)
 
 
-def draw(path, frequency, power, source_power, rows, suggestion, what):
+def draw(path, frequency, power, source_power, rows, fitted, suggestion, what):
     """Draw the spectrum of samples and source, and the energy kept by factor."""
     import matplotlib
 
@@ -247,7 +259,7 @@ def draw(path, frequency, power, source_power, rows, suggestion, what):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     factors = sorted({row["factor"] for row in rows})
     alpha, factor = suggestion["noise_ratio"], suggestion["factor"]
-    # Three colours of Okabe and Ito, each with a line style and a marker of its own
+    # Colours of Okabe and Ito, each with a line style and a marker of its own
     left.loglog(frequency, power, color="#000000", linewidth=2, label="samples")
     label = f"source: {suggestion['projection']}, factor {factor}, noise ratio {alpha}"
     left.loglog(frequency, source_power, color="#D55E00", linewidth=2, linestyle="--", label=label)
@@ -267,6 +279,8 @@ def draw(path, frequency, power, source_power, rows, suggestion, what):
     ):
         own = [100 * row["energy_kept"] for row in rows if row["projection"] == projection]
         right.plot(factors, own, color=color, linestyle=line, marker=marker, linewidth=2, label=projection)
+    own = [100 * fitted[factor] for factor in factors]
+    right.plot(factors, own, color="#009E73", linestyle="-.", marker="v", linewidth=2, label="pca (fitted)")
     right.axhline(100 * MIN_ENERGY, color="0.6", linewidth=1, zorder=0)
     text = f" {MIN_ENERGY:.0%}: enough for the suggestion"
     right.annotate(text, (0, 100 * MIN_ENERGY), xycoords=("axes fraction", "data"), va="bottom", **gray)
@@ -308,6 +322,12 @@ def main(args):
     noise = randn_tensor(sample.shape, generator=keyed_generator(args.seed, "noise"))
     rows = couple(noise, statistics, sample)
     suggestion, reasons = suggest(rows, len(sample))
+    fitted = fitted_energy(sample, sorted({row["factor"] for row in rows}))
+    reasons.append(
+        f"The projection pca, fitted to the data, would keep {fitted[suggestion['factor']]:.0%} at this factor "
+        f"(`--projection pca`). Its coarse samples are no pictures, all samples must have one size, and it wants a prior "
+        "model of several steps; it is an option, not what is suggested."
+    )
 
     scheduler = LowFreqFlowMatchScheduler(**suggestion)
     source_power = radial_power_spectrum(scheduler.make_source_from_sample(sample, noise)).mean(0)
@@ -335,6 +355,7 @@ def main(args):
         "scale": "as in training: pixels in [-1, 1]" if vae is None else "zero mean and unit variance per channel",
         "noise_ratios": NOISE_RATIOS,
         "rows": rows,
+        "fitted_energy_kept": fitted,
         "spectrum": {  # in units of Gaussian noise, without the mean over the sample
             "frequencies": frequencies.tolist(),
             "power": power.tolist(),
@@ -349,12 +370,12 @@ def main(args):
         },
     }
     os.makedirs(args.output, exist_ok=True)
-    draw(os.path.join(args.output, "spectrum.png"), frequencies, power, source_power, rows, suggestion, what)
+    draw(os.path.join(args.output, "spectrum.png"), frequencies, power, source_power, rows, fitted, suggestion, what)
     for name, value in (("config.json", {"resolution": args.resolution, **suggestion}), ("advice.json", advice)):
         with open(os.path.join(args.output, name), "w", encoding="utf-8") as file:
             json.dump(value, file, indent=1)
     print(f"{statistics.num_samples} images, {skipped} skipped as unreadable: {what}\n")
-    print(tables(rows, len(sample)))
+    print(tables(rows, fitted, len(sample)))
     print(f"\nSuggested: projection {suggestion['projection']}, factor {suggestion['factor']}, ", end="")
     print(f"noise ratio {suggestion['noise_ratio']}")
     for reason in reasons:

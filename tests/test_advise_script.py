@@ -75,6 +75,8 @@ def test_from_an_empty_folder_on_the_latents_of_an_autoencoder(workplace):
     assert advice["raw_mean"] == pytest.approx(raw.mean((0, 2, 3)).tolist(), abs=1e-5)
     assert [row["path_length"][-1] for row in advice["rows"]] == pytest.approx([2] * 9, abs=1e-6)
     assert (advice["num_images"], advice["num_images_skipped"], advice["num_pairs"]) == (12, 0, 12)
+    fitted = advice["fitted_energy_kept"]
+    assert list(fitted) == ["2", "4", "8"] and f"{fitted['2']:.1%}" in output
     assert advice["sample_shape"] == [4, 8, 8] and advice["settings"]["seed"] == 0
     assert {"diffusers", "diffusers_lowfreq", "torch"} < set(advice["versions"]) and advice["machine"]
 
@@ -127,6 +129,16 @@ def test_neither_batches_nor_the_machine_change_the_figures(workplace):
         assert a["path_length"] == pytest.approx(b["path_length"], abs=1e-5)
         assert a["energy_kept"] == pytest.approx(b["energy_kept"], abs=1e-5)
     assert whole["spectrum"]["power"] == pytest.approx(parts["spectrum"]["power"], rel=1e-4)
+
+
+def test_the_fitted_projection_is_measured_on_samples_that_it_was_not_fitted_to():
+    """Of white noise it keeps its share of dimensions, although it keeps more of what it was fitted to; of one shared
+    component it keeps what a projection of that component alone would."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 3, 8, 8, generator=generator)
+    assert script.fitted_energy(noise, [2])[2] == pytest.approx(1 / 4, abs=0.02)
+    gray = torch.randn(200, 1, 8, 8, generator=generator).expand(-1, 3, -1, -1)
+    assert script.fitted_energy(gray, [2])[2] == pytest.approx(46 / 64, abs=0.03)  # two places go to constants
 
 
 def test_images_are_chosen_by_seed_and_counted(workplace):

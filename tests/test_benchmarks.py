@@ -785,13 +785,13 @@ def test_coupling_script_keeps_the_identity_without_noise_and_what_is_done(workp
     call(coupling, noise_ratio=0.0, **options)
     first = read("a/c.json")["rows"]
     for row in first:  # an orthogonal projection of distinct images is its own optimal transport
-        if row["operator"] in ("area", "dct"):
+        if row["operator"] in ("area", "dct", "pca"):
             assert row["identity_kept"] == 1 and row["cost_ratio"] == pytest.approx(1)
     call(coupling, noise_ratio=[0.0, 1.0], **options)
     rows = read("a/c.json")["rows"]
-    assert rows[: len(first)] == first and len(rows) == 2 * len(first) == 20
+    assert rows[: len(first)] == first and len(rows) == 2 * len(first) == 24
     assert all(row["cost_ratio"] < 1 and row["identity_kept"] < 1 for row in rows[len(first) :])
-    assert len(report.table(read("a/c.json")).splitlines()) == 4 + 10
+    assert len(report.table(read("a/c.json")).splitlines()) == 4 + 12
     written = Path("a/c.json").read_bytes()
     with pytest.raises(ValueError, match="`num_pairs`"):
         call(coupling, **options | {"num_pairs": 19})
