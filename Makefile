@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 STUDIES := few-steps noise-ratio projection guidance prior truncation
 
-.PHONY: demo test test-all style bench bench-ablations bench-coupling bench-gap $(STUDIES:%=bench-%)
+.PHONY: demo test test-all style bench bench-ablations bench-coupling bench-gap bench-pictures $(STUDIES:%=bench-%)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,3 +55,9 @@ bench-coupling: $(STAMP)
 		$(RUN) benchmarks/report.py --results benchmarks/results/coupling-$$space.json --figures_dir docs/figures docs/evidence.md \
 			|| exit 1; \
 	done
+
+bench-pictures: $(STAMP)
+	$(RUN) benchmarks/toy.py --output docs/figures/toy.png
+	$(RUN) benchmarks/trajectories.py --study few-steps --tier $(TIER) --train_data $(TRAIN_DATA) \
+		--output docs/figures/trajectories-$(TIER).png --runs "Gaussian, independent" "Gaussian, minibatch OT" \
+		"low-frequency (α = 0.5)" "low-frequency (α = 0.25)"

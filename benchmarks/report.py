@@ -94,6 +94,8 @@ def study_table(result: dict, metric: str) -> str:
     header += ["curvature", "curvature / path²", "path²"] * bool(curves) + ["coarse distance"] * with_coarse
     scale = METRICS[metric][1]
     header += ["effective NFE", *(f"distance, {n} step{'s' * (n > 1)}" for n in steps)]
+    named = any("class_named" in row for run in result["runs"] for row in run["rows"])
+    header += [f"class named, {n} step{'s' * (n > 1)}" for n in steps] * named
     details = [caption(result, groups, metric)]
     if curves:
         counts = {row["curvature_images"] for row in curves}
@@ -103,6 +105,8 @@ def study_table(result: dict, metric: str) -> str:
         )
     if with_coarse:
         details.append("Coarse distance: Fréchet distance of generated to true coarse latents themselves.")
+    if named:
+        details.append("Class named: how often the grader names the class that was asked for.")
     lines = [" ".join(details), "", f"| {' | '.join(header)} |"]
     lines.append("|" + "---|" * len(header))
     for key, group in groups.items():
@@ -117,6 +121,7 @@ def study_table(result: dict, metric: str) -> str:
             cells.append(spread(values, digits) if values else "-")
         cells.append(" / ".join(f"{r[0]['effective_nfe']:.2f}" if r else "-" for r in rows))
         cells += [spread([scale * row[metric] for row in r], 1) if r else "-" for r in rows]
+        cells += [f"{spread([100 * row['class_named'] for row in r], 1)} %" if r else "-" for r in rows if named]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -385,6 +390,64 @@ def study_figure(result: dict, metric: str):
     return figure
 
 
+def sweep_figure(result: dict, metric: str):
+    """Draw the distance against the setting that the study sweeps: a panel for each number of steps of the flow."""
+    from matplotlib.figure import Figure
+
+    swept, groups = result["sweep"], gather(result)
+    place = 1 + list(SETTINGS).index(swept)
+    lines = {}
+    for key, group in groups.items():
+        several = len({k[place] for k in groups if k[0] == key[0]}) > 1
+        name = (key[0] if several else "each a flow of its own", *key[1:place], *key[place + 1 :])
+        for steps, rows in group["steps"].items():
+            point = key[place], [METRICS[metric][1] * row[metric] for row in rows]
+            lines.setdefault(name, {}).setdefault(steps, []).append(point)
+    steps = sorted({n for line in lines.values() for n in line})
+    figure = Figure(figsize=(1.5 + 3.6 * len(steps), 4.8), layout="constrained")
+    grid = figure.subplots(1, len(steps), squeeze=False)[0]
+    others = [k for k in SETTINGS if k not in (swept, "coarse")]
+    for i, (name, line) in enumerate(lines.items()):
+        run, coarse, *values = name
+        told = [
+            f"{SETTINGS[k]} {v:g}"
+            for k, v in zip(others, values)
+            if v is not None and len({n[2 + others.index(k)] for n in lines}) > 2
+        ]
+        kind = {"generated": "generated coarse", "true": "true coarse", None: "no coarse latent"}[coarse]
+        for axes, number in zip(grid, steps):
+            if number not in line:
+                continue
+            x, values = zip(*sorted(line[number]))
+            look = style(i) | ({"markerfacecolor": "white"} if coarse == "true" else {})
+            means = [sum(v) / len(v) for v in values]
+            axes.plot(
+                x,
+                means,
+                linestyle=LINES[coarse],
+                linewidth=1.5,
+                markersize=5.5,
+                label=", ".join([run, kind, *told]),
+                **look,
+            )
+            for a, v in zip(x, values):
+                axes.vlines(a, min(v), max(v), color=look["color"], linewidth=1)
+    for axes, number in zip(grid, steps):
+        axes.set(
+            xlabel=SETTINGS[swept] if swept != "noise_ratio" else "noise ratio α",
+            title=f"{number} step{'s' * (number > 1)} of the flow",
+        )
+        axes.grid(True, color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+    (extractor,) = {row["extractor"] for run in result["runs"] for row in run["rows"]}
+    grid[0].set_ylabel(f"{METRICS[metric][0]}\n(features of {extractor}, not an FID)")
+    handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    seeds = listing({run["seed"] for run in result["runs"]}, "seed")
+    figure.suptitle(f"Study {result['study']}, tier {result['tier']}, {seeds} (bars: their range)", fontsize=11)
+    return figure
+
+
 def coupling_figure(result: dict):
     """Draw the identity kept against the noise ratio: a panel for each factor and number of pairs."""
     from matplotlib.figure import Figure
@@ -491,7 +554,11 @@ def main():
         write_tables(result, name, args.files)
     if args.figures_dir:
         path = os.path.join(args.figures_dir, name)
-        save(study_figure(result, args.metric) if "runs" in result else coupling_figure(result), f"{path}.png")
+        if "rows" in result:
+            figure = coupling_figure(result)
+        else:
+            figure = (sweep_figure if result.get("sweep") else study_figure)(result, args.metric)
+        save(figure, f"{path}.png")
         if "spectrum" in result:
             save(spectrum_figure(result), f"{path}-spectrum.png")
 

@@ -105,6 +105,13 @@ def build(run: dict, tier: dict, seed: int, args) -> tuple[LowFreqPipeline, dict
     return pipe, facts
 
 
+def write(result: dict, path: str):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1)
+    os.replace(path + ".new", path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--study", required=True, help="name of a file in benchmarks/studies")
@@ -141,15 +148,20 @@ def main():
     header |= environment(defaults) | {"threads": torch.get_num_threads()}
     if evaluation.get("spectrum"):
         header["spectrum"] = reference.spectrum
+    header |= {"sweep": study["sweep"]} if "sweep" in study else {}
     result = header | {"runs": []}
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
-            result = json.load(file)
-        for key in ("settings", "graders", "num_reference", "reference_fingerprint", "train_fingerprint"):
-            if result[key] != json.loads(json.dumps(header[key])):
+            before = json.load(file)
+        same = ("settings", "graders", "num_reference", "reference_fingerprint", "train_fingerprint")
+        for key in (*same, "machine", "torch", "diffusers"):
+            if before[key] != json.loads(json.dumps(header[key])):
                 raise ValueError(
                     f"`output` {path!r} holds results of another configuration (`{key}`); nothing is overwritten."
                 )
+        result["runs"] = before["runs"]
+        if any(before.get(key) != study.get(key) for key in ("question", "sweep")):
+            write(result, path)  # only what it is called has changed
     todo = [(seed, run) for seed in tier["seeds"] for run in args.runs or study["runs"]]
     for seed, run in tqdm(todo, desc=args.study):
         options = study["runs"][run]
@@ -166,10 +178,7 @@ def main():
         entry |= grade(pipe.to(defaults.device), reference, parse_evaluation(line))
         entry["grading_minutes"] = round((time.monotonic() - started) / 60, 2)
         result["runs"].append(entry)
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
-        os.replace(path + ".new", path)
+        write(result, path)
     print(f"wrote {path}")
 
 

@@ -228,6 +228,34 @@ def test_study_figure_draws_the_means_and_is_readable_in_grey():
     assert len({(color, marker) for color, marker in zip(report.COLORS, report.MARKERS)}) == len(report.COLORS)
 
 
+def test_sweep_figure_draws_the_setting_that_a_study_varies():
+    result = study_results()
+    result["sweep"] = "noise_ratio"
+    result["runs"] = [run for run in result["runs"] if run["run"] == "ours"]
+    for run in result["runs"]:
+        rows = run["rows"]
+        run["rows"] = [row | {"noise_ratio": a, "frechet_distance": row["frechet_distance"] + a} for a in (0.2, 0.4, 0.6) for row in rows]  # fmt: skip
+        run["curvature"] = []
+    figure = report.sweep_figure(result, "frechet_distance")
+    assert [axes.get_title() for axes in figure.axes] == ["1 step of the flow", "2 steps of the flow"]
+    for axes, end in zip(figure.axes, (12.4, 6.4)):
+        generated, _, true = axes.lines
+        assert list(true.get_xdata()) == [0.2, 0.4, 0.6] and true.get_linestyle() == "--"
+        assert list(true.get_ydata()) == pytest.approx([end + a for a in (0.2, 0.4, 0.6)])
+        assert list(generated.get_ydata()) == pytest.approx([end + 1 + a for a in (0.2, 0.4, 0.6)])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [
+        "ours, generated coarse, prior steps 1",
+        "ours, generated coarse, prior steps 2",
+        "ours, true coarse",
+    ]
+    assert "class named" not in report.table(result)
+    for run in result["runs"]:
+        for row in run["rows"]:
+            row["class_named"] = 0.5
+    assert report.table(result).endswith("| 50.0 ± 0.0 % | 50.0 ± 0.0 % |")
+
+
 def test_spectrum_figure_draws_ratios_of_generated_to_real():
     figure = report.spectrum_figure(study_results())
     assert [axes.get_title() for axes in figure.axes] == ["1 step of the flow", "2 steps of the flow"]
