@@ -323,10 +323,10 @@ def style(index: int) -> dict:
 
 def study_figure(result: dict, metric: str):
     """
-    Draw the distance against effective NFE, the seeds as points.
+    Draw the distance against effective NFE, the seeds as bars.
 
-    A line runs over the steps of the flow, or over those of the prior model if the study has more of these; the others
-    are numbers at the lines.
+    Where a run is graded with several numbers of prior steps, the line is the best that it reaches within each cost; every
+    setting is a pale point.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -335,31 +335,26 @@ def study_figure(result: dict, metric: str):
     groups = gather(result)
     runs = list(dict.fromkeys(key[0] for key in groups))
     rows = [row for run in result["runs"] for row in run["rows"]]
-    numbers, other = ({row[k] for row in rows} - {None} for k in ("prior_steps", "steps"))
-    over_prior = len(numbers) > len(other)
-    lines = {}
-    for (run, coarse, prior_steps, *others), group in groups.items():
-        for steps, cell in sorted(group["steps"].items()):
-            number = steps if over_prior else prior_steps
-            point = (cell[0]["effective_nfe"], [METRICS[metric][1] * row[metric] for row in cell])
-            lines.setdefault((run, coarse, number, *others), []).append(point)
-    numbers = other if over_prior else numbers
-    figure = Figure(figsize=(8.5, 5.2), layout="constrained")
+    points = {}
+    for (run, coarse, *_), group in groups.items():
+        for cell in group["steps"].values():
+            values = [METRICS[metric][1] * row[metric] for row in cell]
+            points.setdefault((run, coarse), []).append((cell[0]["effective_nfe"], sum(values) / len(values), values))
+    figure = Figure(figsize=(9.5, 5.4), layout="constrained")
     axes = figure.subplots()
-    everything = []
-    for (run, coarse, number, *_), line in lines.items():
+    everything = [mean for line in points.values() for _, mean, _ in line]
+    for (run, coarse), line in points.items():
+        line.sort()
         look = style(runs.index(run)) | {"markersize": 6}
-        nfe, values = zip(*sorted(line))
-        means = [sum(v) / len(v) for v in values]
         if coarse == "true":
             look["markerfacecolor"] = "white"
-        axes.plot(nfe, means, linestyle=LINES[coarse], linewidth=1.6, **look)
-        points = [(x, y) for x, v in zip(nfe, values) for y in v if len(v) > 1]
-        axes.scatter(*zip(*points) if points else ((), ()), s=70, color=look["color"], marker="_", linewidths=0.9)
-        if number is not None and len(numbers) > 1:
-            mark = {"xytext": (-5, 5), "textcoords": "offset points", "ha": "right", "fontsize": 8}
-            axes.annotate(str(number), (nfe[0], means[0]), color=look["color"], **mark)
-        everything += means
+        if coarse is not None and coarse != "true":
+            pale = look | {"markersize": 3, "alpha": 0.35, "linestyle": ""}
+            axes.plot([nfe for nfe, _, _ in line], [mean for _, mean, _ in line], zorder=1, **pale)
+            line = [p for i, p in enumerate(line) if all(p[1] < before[1] for before in line[:i])]
+        axes.plot([p[0] for p in line], [p[1] for p in line], linestyle=LINES[coarse], linewidth=1.6, **look)
+        for nfe, _, values in line:
+            axes.vlines(nfe, min(values), max(values), color=look["color"], linewidth=2.5, alpha=0.5)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if min(everything) > 0:
@@ -381,11 +376,8 @@ def study_figure(result: dict, metric: str):
     present = {key[1] for key in groups}
     look = {"color": "0.3", "linewidth": 1.6}
     handles += [Line2D([], [], linestyle=LINES[k], label=label, **look) for k, label in kinds.items() if k in present]
-    if len(numbers) > 1:
-        label = f"numbers: steps of the {'flow' if over_prior else 'prior model'}"
-        handles.append(Line2D([], [], linestyle="", label=label))
-    if len(seeds) > 1:
-        handles.append(Line2D([], [], linestyle="", marker="_", color="0.3", label="single seeds"))
+    if "generated" in present:
+        handles.append(Line2D([], [], linestyle="", label="(best split within each cost;\npale: every setting)"))
     axes.legend(handles=handles, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 

@@ -371,7 +371,7 @@ def test_a_resumed_run_may_be_split_in_another_way(workplace, images):
     [
         ({"learning_rate": 1e-4}, "learning_rate: 0.0005 -> 0.0001"),
         ({"max_train_steps": 5}, "max_train_steps: 4 -> 5"),
-        ({"noise_ratio": 0.4}, "noise_ratio: 0.5 -> 0.4"),
+        ({"noise_ratio": 0.4}, "noise_ratio: 0.25 -> 0.4"),
         ({"train_batch_size": 4}, "global_batch_size: 8 -> 4"),
         ({"seed": 1}, "seed: 0 -> 1"),
     ],
@@ -527,6 +527,19 @@ def test_what_concerns_the_trajectory_changes_it(workplace, images, part, option
 # ------------------------------------------------------------------------------------------------------------- options
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", 0.25),
+        ("--noise_ratio_range 0.3 0.8", 0.3),
+        ("--noise_ratio_range 0.1 0.2", 0.2),
+        ("--noise_ratio 0.5", 0.5),
+    ],
+)
+def test_the_noise_ratio_is_the_default_or_the_nearest_of_the_range(line, expected):
+    assert script.parse_args(["--output_dir", "out", *line.split()]).noise_ratio == expected
+
+
 def test_a_range_of_noise_ratios_is_trained_and_accepted(workplace, images):
     train(noise_ratio_range=(0.3, 0.8))
     pipe = LowFreqPipeline.from_pretrained("out")
@@ -620,8 +633,8 @@ def parse(capsys, line: list[str], of=script) -> str:
         ("--checkpoints_total_limit 0", "--checkpoints_total_limit: must be positive"),
         ("--noise_ratio_range 0.8 0.3", "--noise_ratio_range: must be two rising numbers in [0, 1]"),
         (
-            "--noise_ratio_range 0.6 0.9",
-            "--noise_ratio_range: must be two rising numbers in [0, 1] with --noise_ratio",
+            "--noise_ratio_range 0.6 0.9 --noise_ratio 0.5",
+            "--noise_ratio_range: must be two rising numbers in [0, 1] with --noise_ratio 0.5 between them",
         ),
         ("--projection sinc", "--projection: invalid choice"),
         ("--lr_scheduler cosin", "--lr_scheduler: invalid choice"),
