@@ -196,15 +196,15 @@ def kept(bicubic: float, area: float = 0.0, dct: float = 0.0) -> dict[str, float
 @pytest.mark.parametrize(
     "energy, identity, expected, word",
     [
-        ({2: kept(0.95), 4: kept(0.86), 8: kept(0.71)}, 1.0, ("bicubic", 8, 0.5), "about 1/64"),
-        ({2: kept(0.95), 4: kept(0.60), 8: kept(0.599)}, 1.0, ("bicubic", 4, 0.5), "largest that keeps at least 60%"),
-        ({2: kept(0.65), 4: kept(0.44), 8: kept(0.27)}, 1.0, ("bicubic", 2, 0.5), "more than a tenth"),
-        ({2: kept(0.44), 4: kept(0.3)}, 1.0, ("bicubic", 2, 0.5), "expect little"),
-        ({4: kept(0.86, 0.80, 0.885)}, 1.0, ("bicubic", 4, 0.5), "within 3 points"),
-        ({4: kept(0.86, 0.80, 0.895)}, 1.0, ("dct", 4, 0.5), "keeps the most energy"),
-        ({4: kept(0.70, 0.80, 0.75)}, 1.0, ("area", 4, 0.5), "keeps the most energy"),
-        ({4: kept(0.86)}, 0.999, ("bicubic", 4, 0.5), "(99.9%)"),
-        ({4: kept(0.86)}, 0.998, ("bicubic", 4, 0.4), "(100.0%)"),
+        ({2: kept(0.95), 4: kept(0.86), 8: kept(0.71)}, 1.0, ("bicubic", 8, 0.25), "about 1/64"),
+        ({2: kept(0.95), 4: kept(0.60), 8: kept(0.599)}, 1.0, ("bicubic", 4, 0.25), "largest that keeps at least 60%"),
+        ({2: kept(0.65), 4: kept(0.44), 8: kept(0.27)}, 1.0, ("bicubic", 2, 0.25), "more than a tenth"),
+        ({2: kept(0.44), 4: kept(0.3)}, 1.0, ("bicubic", 2, 0.25), "expect little"),
+        ({4: kept(0.86, 0.80, 0.885)}, 1.0, ("bicubic", 4, 0.25), "within 3 points"),
+        ({4: kept(0.86, 0.80, 0.895)}, 1.0, ("dct", 4, 0.25), "keeps the most energy"),
+        ({4: kept(0.70, 0.80, 0.75)}, 1.0, ("area", 4, 0.25), "keeps the most energy"),
+        ({4: kept(0.86)}, 0.999, ("bicubic", 4, 0.25), "at least 99.9% up to 1.0"),
+        ({4: kept(0.86)}, 0.998, ("bicubic", 4, 0.25), "at least 99.9% up to 0.4"),
     ],
 )
 def test_the_rule_of_the_suggestion(energy, identity, expected, word):
@@ -218,7 +218,7 @@ def test_pairs_that_cross_everywhere_are_told():
     for row in crossing:
         row["identity_share"] = [0.5] * len(script.NOISE_RATIOS)
     suggestion, reasons = script.suggest(crossing, 500)
-    assert suggestion["noise_ratio"] == 0.3
+    assert suggestion["noise_ratio"] == 0.25
     assert "keeps only 50.0% of them: pairs cross" in " ".join(reasons)
 
 
