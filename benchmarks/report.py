@@ -6,7 +6,8 @@
 
 The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file. After the name
 may stand what to write, `budgets` (the best split of a budget between prior and flow), `gap` (generated against true coarse
-latents) or `curvature` instead of everything, and `frechet_distance` instead of the kernel distance. Takes what `run_study.py` and
+latents) or `curvature` instead of everything, `frechet_distance` instead of the kernel distance, and `by GRADER`, a second
+one of the file. Takes what `run_study.py` and
 `coupling.py` write.
 """
 
@@ -285,18 +286,34 @@ def coupling_table(result: dict) -> str:
 VIEWS = {None: study_table, "budgets": budgets_table, "gap": gap_table, "curvature": curvature_table}
 
 
-def table(result: dict, view: str | None = None, metric: str = "kernel_distance") -> str:
+def by_grader(result: dict, name: str) -> dict:
+    """The results with the distances of another of their graders in the first place."""
+    first, runs = result["extractor"], []
+    for run in result["runs"]:
+        rows = []
+        for row in run["rows"]:
+            distances = {k: row[k] for k in METRICS}
+            graders = {k: v for k, v in row["graders"].items() if k != name} | {first: distances}
+            rows.append(row | row["graders"][name] | {"extractor": name, "graders": graders})
+        runs.append(run | {"rows": rows})
+    return result | {"extractor": name, "runs": runs}
+
+
+def table(result: dict, view: str | None = None, metric: str = "kernel_distance", grader: str | None = None) -> str:
     """Make the Markdown of a results file; no figure in it comes from anywhere else."""
-    return VIEWS[view](result, metric) if "runs" in result else coupling_table(result)
+    if "rows" in result:
+        return coupling_table(result)
+    return VIEWS[view](by_grader(result, grader) if grader else result, metric)
 
 
-def marks(text: str) -> list[tuple[str, str | None, str, str, str]]:
-    """Find the marked places of a text: name of the results file, view, metric, the opening mark, what stands there."""
+def marks(text: str) -> list[tuple]:
+    """Find the marked places of a text: name of the results file, view, metric, grader, opening mark, what stands there."""
     views = "|".join(view for view in VIEWS if view)
-    pattern = rf"(<!-- study ([\w.-]+)(?: ({views}))?(?: ({'|'.join(METRICS)}))? -->)\n(.*?)\n?<!-- /study -->"
-    found = re.findall(pattern, text, re.DOTALL)
+    words = rf"([\w.-]+)(?: ({views}))?(?: ({'|'.join(METRICS)}))?(?: by ([\w.-]+))?"
+    found = re.findall(rf"(<!-- study {words} -->)\n(.*?)\n?<!-- /study -->", text, re.DOTALL)
     return [
-        (name, view or None, metric or "kernel_distance", mark, content) for mark, name, view, metric, content in found
+        (name, view or None, metric or "kernel_distance", grader or None, mark, content)
+        for mark, name, view, metric, grader, content in found
     ]
 
 
@@ -305,9 +322,9 @@ def write_tables(result: dict, name: str, files: list[str]):
     for path in files:
         with open(path, encoding="utf-8") as file:
             text = file.read()
-        for found, view, metric, mark, _ in marks(text):
+        for found, view, metric, grader, mark, _ in marks(text):
             if found == name:
-                block = f"{mark}\n{table(result, view, metric)}\n<!-- /study -->"
+                block = f"{mark}\n{table(result, view, metric, grader)}\n<!-- /study -->"
                 pattern = f"{re.escape(mark)}\n.*?<!-- /study -->"
                 texts[path] = re.sub(pattern, lambda _: block, texts.get(path, text), flags=re.DOTALL)
     if not texts:

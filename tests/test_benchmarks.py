@@ -67,8 +67,8 @@ def stale_tables(text: str, results: Path) -> list[str]:
     tables = report.marks(text)
     return [
         name
-        for name, view, metric, _, content in tables
-        if report.table(report.load(results / f"{name}.json"), view, metric) != content
+        for name, view, metric, grader, _, content in tables
+        if report.table(report.load(results / f"{name}.json"), view, metric, grader) != content
     ]
 
 
@@ -85,7 +85,13 @@ def study_results() -> dict:
     facts = {"FLOPs of a forward pass for one image": "2,000,000", "steps": "1,000", "global batch": 50}
     grading = {"extractor": "tiny-grader", "split": "test", "num_images": 2000, "num_reference": 10000}
     result = {"study": "few", "question": "Which?", "tier": "cpu", "machine": "CPU, 2 cores", "torch": "2.13.0"}
-    result |= {"diffusers": "0.42.1", "spectrum": [4.0, 2.0, 1.0], "graders": {"tiny-grader": {}}, "runs": []}
+    result |= {
+        "diffusers": "0.42.1",
+        "spectrum": [4.0, 2.0, 1.0],
+        "extractor": "tiny-grader",
+        "graders": {"tiny-grader": {}},
+        "runs": [],
+    }
     for seed in (0, 1):
         for run in ("plain", "ours"):
             entry = {"run": run, "seed": seed, "options": {}, "flow": facts, "rows": [], "curvature": []}
@@ -199,6 +205,19 @@ def test_captions_tell_how_far_two_graders_agree():
                 row["graders"] = {"another": {k: sign * row[k] for k in report.METRICS}}
         text = report.table(result, metric="frechet_distance")
         assert f"`another` agrees on the order of the 8 settings with Kendall's τ = {sign}.000" in text
+
+
+def test_tables_by_the_second_grader_have_its_figures():
+    result = study_results()
+    result["graders"]["another"] = {}
+    for run in result["runs"]:
+        for row in run["rows"]:
+            row["graders"] = {"another": {k: 2 * row[k] for k in report.METRICS}}
+    text = report.table(result, "budgets", "frechet_distance", "another")
+    assert "extractor `another`" in text and "The grader `tiny-grader` agrees" in text
+    assert "| plain | 0.10 | 24.8 ± 0.8 (1) |" in text
+    (found,) = report.marks(f"<!-- study few budgets by another -->\n{text}\n<!-- /study -->")
+    assert found[:4] == ("few", "budgets", "kernel_distance", "another") and found[-1] == text
 
 
 def test_coupling_table_and_figure():
