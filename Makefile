@@ -45,12 +45,13 @@ bench-ablations: bench-noise-ratio bench-projection
 
 bench-gap: bench-prior bench-truncation
 
+COUPLING = $(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling
 bench-coupling: $(STAMP)
-	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling-pixels.json --num_pairs 1000
-	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling-pixels.json --num_pairs 10000 \
-		--factor 4 --noise_ratio 0.5 0.6 0.7 0.8 --operators bicubic area dct
-	$(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --vae $(VAE) --output benchmarks/results/coupling-latents.json \
-		--num_pairs 1000 --factor 2 4
+	$(COUPLING)-pixels.json --num_pairs 1000
+	$(COUPLING)-pixels.json --num_pairs 10000 --factor 4 --noise_ratio 0.5 --operators bicubic area dct pca
+	$(COUPLING)-pixels.json --num_pairs 10000 --factor 4 --noise_ratio 0.6 0.7 0.8 --operators bicubic
+	$(COUPLING)-latents.json --vae $(VAE) --num_pairs 1000 --factor 2 4
+	$(COUPLING)-latents.json --vae $(VAE) --num_pairs 10000 --factor 2 --noise_ratio 0.5 --operators bicubic
 	for space in pixels latents; do \
 		$(RUN) benchmarks/report.py --results benchmarks/results/coupling-$$space.json --figures_dir docs/figures docs/evidence.md \
 			|| exit 1; \
