@@ -32,7 +32,6 @@ from diffusers_lowfreq.autoencoding import decode_latents, encode_images
 from diffusers_lowfreq.evaluation import (
     FeatureMoments,
     FeatureStatistics,
-    count_flops,
     curvature,
     frechet_distance,
     radial_power_spectrum,
@@ -191,54 +190,6 @@ def generate(pipe, steps: int, labels: torch.Tensor, generators: list[torch.Gene
     return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float(), sum(rows) / len(labels), None
 
 
-def prior_share(pipe) -> float:
-    """FLOPs of a forward pass of the prior model over those of the flow."""
-    flops = []
-    for model in (pipe.prior, pipe.transformer):
-        size = model.config.sample_size
-        size = (size, size) if isinstance(size, int) else size
-        condition = {"noise_ratio": torch.ones(1, device=model.device)} if model.config.use_noise_ratio else {}
-        flops.append(count_flops(model, (model.config.in_channels, *size), **condition))
-    return flops[0] / flops[1]
-
-
-def truncated_source(pipe, prior_steps: int, noise_ratio: float, labels, generators) -> torch.Tensor:
-    """
-    Make the source from a prior model that stops early: the noise left in its state is coarse noise of the source.
-
-    At level s the state of the prior model over 1 - s is the coarse latent at unit scale plus noise of deviation
-    s / (1 - s). An orthogonal projection makes of white noise coarse noise of deviation 1 / factor, so the prior model
-    can stop where (1 - noise_ratio) * std * s / (1 - s) = noise_ratio / factor. The channel of the largest std says
-    where; what the others lack is taken from the coarse noise that is drawn.
-    """
-    prior, projection, factor = pipe.prior, pipe.scheduler.projection, pipe.scheduler.config.factor
-    if pipe.scheduler.config.projection not in ("area", "dct") or not 0 < noise_ratio < 1:
-        raise ValueError(
-            "`coarse` 'truncated' needs an orthogonal projection, area or dct, and 0 < `noise_ratio` < 1."
-        )
-    channels, device = prior.config.in_channels, prior.device
-    size = pipe.transformer.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    mean, std = (
-        torch.tensor(v, device=device).view(-1, 1, 1) for v in (prior.config.sample_mean, prior.config.sample_std)
-    )
-    ratio = noise_ratio / (factor * (1 - noise_ratio) * std.max())  # s / (1 - s)
-    sigmas = torch.linspace(1, (ratio / (1 + ratio)).item(), prior_steps + 1).tolist()
-    shape = (len(generators), channels, height // factor, width // factor)
-    state = randn_tensor(shape, generator=generators, device=device)
-    condition = {"class_labels": labels} if labels is not None else {}
-    for sigma, following in zip(sigmas, sigmas[1:]):
-        timestep = torch.full((len(state),), sigma * 1000, device=device)
-        state = state + (following - sigma) * prior(state, timestep, return_dict=False, **condition)[0]
-    low = state / (1 - sigmas[-1]) * std + mean
-    noise = randn_tensor((len(generators), channels, height, width), generator=generators, device=device)
-    held = (1 - noise_ratio) * ratio * std  # deviation of the noise in (1 - noise_ratio) * low
-    missing = ((noise_ratio / factor) ** 2 - held**2).clamp(min=0).sqrt() * factor  # of unit coarse noise, times noise
-    coarse_noise = projection.downsample(noise)
-    noise = noise - projection.upsample(coarse_noise * (1 - missing / noise_ratio))
-    return pipe.scheduler.make_source(low, noise, noise_ratio)
-
-
 def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
     """The velocity that a low-frequency pipeline integrates."""
     model = pipe.transformer
@@ -290,7 +241,7 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
     for noise_ratio in (args.noise_ratio or [pipe.scheduler.config.noise_ratio]) if ours else [None]:
         for coarse in args.coarse if noise_ratio is not None and noise_ratio < 1 else [None]:
             for prior_steps in args.prior_steps if coarse in ("generated", "truncated") else [None]:
-                prior_scales = args.prior_guidance_scale if coarse == "generated" else None
+                prior_scales = args.prior_guidance_scale if coarse in ("generated", "truncated") else None
                 scales = product(args.guidance_scale, prior_scales or [None])
                 settings += [(noise_ratio, coarse, prior_steps, *scale) for scale in scales]
     if any(coarse == "generated" for _, coarse, *_ in settings):
@@ -303,7 +254,8 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
         setting = {"coarse": coarse, "prior_steps": prior_steps, "noise_ratio": noise_ratio}
         setting |= {"guidance_scale": guidance_scale}
         inputs = {"guidance_scale": guidance_scale, "noise_ratio": noise_ratio}
-        if coarse == "generated":
+        if coarse in ("generated", "truncated"):
+            inputs["truncate_prior"] = coarse == "truncated"
             inputs |= {"prior_num_inference_steps": prior_steps, "prior_guidance_scale": prior_guidance_scale}
             setting["prior_guidance_scale"] = prior_guidance_scale
         if coarse == "generated":
@@ -317,12 +269,7 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
                     inputs["prior_latents"] = true_coarse(images)
                 generators = [keyed_generator(args.seed, i) for i in range(start, stop)]
                 started = time.perf_counter()
-                if coarse == "truncated":
-                    given = labels if is_conditional else None
-                    inputs["latents"] = truncated_source(pipe, prior_steps, noise_ratio, given, generators)
                 generated, nfe, low = generate(pipe, steps, labels, generators, **inputs)
-                if coarse == "truncated":
-                    nfe += prior_steps * prior_share(pipe)
                 seconds += time.perf_counter() - started
                 if coarse == "generated" and steps == args.steps[0]:
                     coarse_moments.update(low.flatten(1))

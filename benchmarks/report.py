@@ -144,13 +144,13 @@ def budgets_table(result: dict, metric: str) -> str:
         cells = [spread(sorted({t for group in own.values() for t in group["training"]}), 2)]
         for budget in BUDGETS:
             settings = [
-                ([scale * row[metric] for row in rows], steps, key[2])
+                ([scale * row[metric] for row in rows], f"{steps}{f' + {key[2]}' if key[2] else ''}", key[1])
                 for key, group in own.items()
                 for steps, rows in group["steps"].items()
                 if rows[0]["effective_nfe"] <= budget + 0.1
             ]
-            values, steps, prior_steps = min(settings, key=lambda item: sum(item[0]) / len(item[0]))
-            cells.append(f"{spread(values, 1)} ({steps}{f' + {prior_steps}' if prior_steps else ''})")
+            values, steps, coarse = min(settings, key=lambda item: sum(item[0]) / len(item[0]))
+            cells.append(f"{spread(values, 1)} ({steps}{', truncated' if coarse == 'truncated' else ''})")
         lines.append(f"| {run} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

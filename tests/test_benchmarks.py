@@ -511,40 +511,6 @@ def test_evaluate_takes_several_graders(workplace, evaluation, grader, call):
     assert row["frechet_distance"] != alone["frechet_distance"]
 
 
-@pytest.mark.parametrize("projection", ["area", "dct"])
-def test_truncated_source_has_the_moments_of_the_source(projection):
-    """With the exact velocity for Gaussian coarse latents, it is distributed as the source of the method."""
-    std = [0.5, 0.3]
-
-    class Prior:
-        """With z ~ N(0, 1) at unit scale, the velocity of y = (1 - s) z + s n is linear in y."""
-
-        config = type("Config", (), {"in_channels": 2, "sample_mean": [0.2, -0.1], "sample_std": std})
-        device = torch.device("cpu")
-
-        def __call__(self, state, timestep, return_dict):
-            s = (timestep / 1000).view(-1, 1, 1, 1)
-            return ((2 * s - 1) / ((1 - s) ** 2 + s**2) * state,)
-
-    prior = Prior()
-    scheduler = LowFreqFlowMatchScheduler(projection=projection, factor=2, noise_ratio=0.5)
-    pipe = type("Pipe", (), {"prior": prior, "scheduler": scheduler, "transformer": make_transformer()})
-    number = 4000
-    source = evaluate.truncated_source(pipe, 200, 0.5, None, [keyed_generator(0, i) for i in range(number)])
-    low = scheduler.projection.downsample(source)
-    for channel in range(2):
-        # (1 - α) U(low) has coarse deviation (1 - α) std, and white noise α / factor
-        expected = (0.25 * std[channel] ** 2 + 0.25 / 4) ** 0.5
-        assert low[:, channel].std().item() == pytest.approx(expected, rel=0.02)
-        assert low[:, channel].mean().item() == pytest.approx(0.5 * [0.2, -0.1][channel], abs=0.01)
-        fine = scheduler.projection.complement(source)[:, channel].square().mean().sqrt().item()
-        assert fine == pytest.approx(0.5 * (3 / 4) ** 0.5, rel=0.02)
-    scheduler = LowFreqFlowMatchScheduler(projection="bicubic", factor=2, noise_ratio=0.5)
-    pipe.scheduler = scheduler
-    with pytest.raises(ValueError, match="`coarse`"):
-        evaluate.truncated_source(pipe, 2, 0.5, None, [keyed_generator(0)])
-
-
 def test_evaluate_grades_a_truncated_prior(workplace, evaluation, call):
     pipe = make_pipeline()
     scheduler = LowFreqFlowMatchScheduler(projection="area", factor=2, noise_ratio=0.5)

@@ -657,3 +657,70 @@ def test_layerwise_casting_of_the_flow_runs_in_the_pipeline():
 def test_the_prior_scheduler_is_stock_euler_by_default_and_absent_without_a_prior():
     assert isinstance(make_pipeline(None).prior_scheduler, FlowMatchEulerDiscreteScheduler)
     assert make_pipeline(None, prior=None).prior_scheduler is None
+
+
+# ------------------------------------------------------------------------------------------- a prior that stops early
+
+
+@pytest.mark.parametrize("projection", ["bicubic", "area", "dct"])
+def test_a_truncated_prior_leaves_a_source_of_the_same_distribution(projection, monkeypatch):
+    """With the exact velocity for Gaussian coarse latents; the flow does nothing here, so the image is the source."""
+    pipe = make_pipeline()
+    pipe.vae = None
+    pipe.scheduler = LowFreqFlowMatchScheduler(projection=projection, factor=2, noise_ratio=0.5)
+
+    def exact(state, timestep, return_dict, **condition):  # of (1 - s) z + s n, with z and n standard normal
+        s = (timestep / 1000).view(-1, 1, 1, 1)
+        return ((2 * s - 1) / ((1 - s) ** 2 + s**2) * state,)
+
+    monkeypatch.setattr(pipe.prior, "forward", exact)
+    monkeypatch.setattr(pipe.transformer, "forward", lambda x, *_, **__: (torch.zeros_like(x),))
+    number = 4000
+    call = {"num_images_per_prompt": number, "num_inference_steps": 1, "output_type": "latent"}
+    call |= {"prior_num_inference_steps": 100, "generator": torch.Generator().manual_seed(0)}
+    output = pipe("cat", truncate_prior=True, **call)
+    mean = torch.tensor(PRIOR_MEAN).view(4, 1, 1)
+    std = torch.tensor(PRIOR_STD).view(4, 1, 1)
+    deviation = pipe.scheduler.projection.upsample(mean.expand(4, 4, 4)) * 0.5 - output.images
+    assert deviation.mean((0, 2, 3)).abs().max() < 0.02
+    coarse = torch.eye(16).view(16, 1, 4, 4).expand(-1, 4, -1, -1)
+    upsampled = pipe.scheduler.projection.upsample(0.5 * std * coarse).flatten(2)  # (16, channels, pixels)
+    covariance = torch.einsum("ncp,ncq->cpq", deviation.flatten(2), deviation.flatten(2)) / number
+    expected = torch.einsum("kcp,kcq->cpq", upsampled, upsampled) + 0.25 * torch.eye(64)
+    error = (covariance - expected).abs()
+    assert error.max() < 0.12 * expected.max() and error.mean() < 0.015 * expected.max()
+    # The coarse latents hold noise, which plain ones do not
+    plain = pipe("cat", **call).prior_latents
+    assert (output.prior_latents.std(0).mean((1, 2)) > 1.05 * plain.std(0).mean((1, 2))).all()
+
+
+def test_a_truncated_prior_stops_above_zero_at_the_same_cost():
+    pipe, seen = make_pipeline(), []
+    pipe.scheduler = LowFreqFlowMatchScheduler(projection="area", factor=2, noise_ratio=0.4)
+
+    def see(pipe, step, timestep, tensors):
+        seen.append(float(timestep) / 1000)
+        return {}
+
+    images = generate(pipe, prior_num_inference_steps=4, truncate_prior=True, prior_callback_on_step_end=see)
+    nfe = pipe.effective_nfe
+    assert not torch.equal(images, generate(pipe, prior_num_inference_steps=4)) and nfe == pipe.effective_nfe
+    ratio = 0.4 / 2 / (0.6 * max(PRIOR_STD))
+    end = ratio / (1 + ratio)
+    assert seen == pytest.approx([1 - i * (1 - end) / 4 for i in range(4)], abs=1e-5)
+
+
+def test_without_noise_there_is_nothing_to_leave():
+    pipe = make_pipeline()
+    pipe.scheduler = LowFreqFlowMatchScheduler(factor=2, noise_ratio=0.0)
+    assert torch.equal(generate(pipe, truncate_prior=True), generate(pipe))
+
+
+def test_a_truncated_prior_is_refused_where_it_cannot_be():
+    pipe = make_pipeline()
+    for given in ({"prior_latents": randn(2, 4, 4, 4)}, {"latents": randn(2, 4, 8, 8)}):
+        with pytest.raises(ValueError, match="`truncate_prior`"):
+            generate(pipe, truncate_prior=True, **given)
+    pipe.prior_scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    with pytest.raises(ValueError, match="`truncate_prior` needs a `prior_scheduler`"):
+        generate(pipe, truncate_prior=True)

@@ -318,3 +318,27 @@ def test_pca_names_what_does_not_fit():
     for batches in ([], [x[0]], [x, x.mT], [x[..., 1:]]):
         with pytest.raises(ValueError, match="`batches`"):
             fit_projection_basis(batches, 2)
+
+
+# ------------------------------------------------------------------------------------------------- noise, in two parts
+
+
+@pytest.mark.parametrize("name", [*PROJECTIONS, "pca"])
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_remaining_noise_and_coarse_noise_are_white_together(name, share):
+    """(1 - s^2 U U^T) + s^2 U U^T = 1, of covariances, with another s for each channel, up to the largest there is."""
+    projection = fitted(2)[0] if name == "pca" else LowFrequencyProjection(name, 2)
+    largest = projection.coarse_noise_scale(4, 6)
+    scale = share * largest * torch.tensor([1.0, 0.8, 0.5], dtype=torch.float64).view(3, 1, 1)
+    units = torch.eye(3 * 8 * 12, dtype=torch.float64).view(-1, 3, 8, 12)
+    remaining = projection.remaining_noise(units, scale).flatten(1)
+    coarse = torch.eye(3 * 4 * 6, dtype=torch.float64).view(-1, 3, 4, 6)
+    upsampled = projection.upsample(scale * coarse).flatten(1)
+    torch.testing.assert_close(
+        remaining.T @ remaining + upsampled.T @ upsampled, torch.eye(len(units), dtype=torch.float64)
+    )
+    # There is room for no more than that
+    whole = projection.upsample(largest * coarse).flatten(1)
+    assert torch.linalg.matrix_norm(whole, 2).item() == pytest.approx(1)
+    torch.testing.assert_close(projection.remaining_noise(units, 0.0), units)
+    assert projection.remaining_noise(units.bfloat16(), 0.1).dtype == torch.bfloat16

@@ -73,6 +73,15 @@ def _cosines(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tenso
         return _dct(size).to(device, dtype)
 
 
+@lru_cache(maxsize=64)
+def _gram(projection: str, low: int, factor: int, dtype: torch.dtype, device: torch.device) -> tuple:
+    """Eigenvalues (size,) and eigenvectors (size, size) of `U U^T` along one axis of `size = low * factor`."""
+    with torch.inference_mode(False):
+        up = _PAIRS[projection](low, factor)[1]
+        values, vectors = torch.linalg.eigh(up @ up.T)
+        return values.clamp(min=0).to(device, dtype), vectors.to(device, dtype)
+
+
 def fit_projection_basis(batches: Iterable[torch.Tensor], factor: int) -> dict:
     """
     Choose what the projection `"pca"` keeps: the principal components over the channels, and of them the cosines.
@@ -250,6 +259,43 @@ class LowFrequencyProjection:
         """
         height, width = self._check(low, "low")
         return self._apply(low, height, width, 1)
+
+    def coarse_noise_scale(self, height: int, width: int) -> float:
+        """
+        Compute the largest `scale` for which white noise can hold `scale * U(n)`, with `n` white coarse noise.
+
+        It is `1 / |U|`, with the spectral norm; `1 / factor` for the orthogonal projections.
+
+        Args:
+            height (`int`), width (`int`):
+                Size of the coarse noise.
+        """
+        if self.projection != "bicubic":
+            return 1 / self.factor
+        values = [_gram("bicubic", low, self.factor, torch.float64, torch.device("cpu"))[0] for low in (height, width)]
+        return (values[0].max() * values[1].max()).rsqrt().item()
+
+    def remaining_noise(self, noise: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+        """
+        Compute `(1 - scale^2 U U^T)^(1/2) noise`, which with independent `scale * U(n)` makes white noise again.
+
+        Args:
+            noise (`torch.Tensor` of shape `(..., channels, height, width)`):
+                White noise.
+            scale (`float` or `torch.Tensor` of shape `(channels, 1, 1)`):
+                Between 0 and [`~LowFrequencyProjection.coarse_noise_scale`], for each channel of the coarse noise.
+
+        Returns:
+            `torch.Tensor` of the shape of `noise`.
+        """
+        if self.projection != "bicubic":
+            held = 1 - (1 - (torch.as_tensor(scale) * self.factor) ** 2).clamp(min=0).sqrt()
+            return noise - self.upsample(held.to(noise) * self.downsample(noise))
+        dtype = noise.dtype if noise.dtype in (torch.float32, torch.float64) else torch.float32
+        lows = (noise.shape[-2] // self.factor, noise.shape[-1] // self.factor)
+        (values, rows), (others, columns) = (_gram("bicubic", low, self.factor, dtype, noise.device) for low in lows)
+        kept = (1 - torch.as_tensor(scale).to(values) ** 2 * values[:, None] * others).clamp(min=0).sqrt()
+        return (rows @ (kept * (rows.T @ noise.to(dtype) @ columns)) @ columns.T).to(noise.dtype)
 
     def __call__(self, sample: torch.Tensor) -> torch.Tensor:
         """Compute `T(x) = U(D(x))`, of the shape of `sample` (`(..., height, width)`)."""

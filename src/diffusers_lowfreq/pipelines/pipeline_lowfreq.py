@@ -329,6 +329,7 @@ class LowFreqPipeline(DiffusionPipeline):
         device: torch.device,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("prior_latents",),
+        final_sigma: float = 0.0,
     ) -> torch.Tensor:
         """
         Sample coarse latents from the prior model.
@@ -346,9 +347,15 @@ class LowFreqPipeline(DiffusionPipeline):
                 Where the prior model runs.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`tuple[str, ...]`):
                 As the `prior_…` arguments of a call.
+            final_sigma (`float`, defaults to `0.0`):
+                The level to stop at. Above 0 the coarse latents still hold noise, of deviation
+                `final_sigma / (1 - final_sigma)` times the prior's `sample_std`.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, channels, height, width)`, at the scale of the latents.
+
+        Raises:
+            ValueError: If the prior's scheduler shifts its grid, so that it would stop elsewhere.
         """
         config = self.prior.config
         shape = (batch_size, config.in_channels, height, width)
@@ -357,8 +364,10 @@ class LowFreqPipeline(DiffusionPipeline):
         mu = {}
         if scheduler.config.get("use_dynamic_shifting", False):
             mu = {"mu": _calculate_shift(height * width // config.patch_size**2, scheduler.config)}
-        sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
-        scheduler.set_timesteps(sigmas=sigmas, device=device, **mu)
+        sigmas = np.linspace(1, final_sigma, num_inference_steps + 1).tolist()
+        scheduler.set_timesteps(sigmas=sigmas if final_sigma else sigmas[:-1], device=device, **mu)
+        if final_sigma and abs(float(scheduler.sigmas[num_inference_steps]) - final_sigma) > 1e-4:
+            raise ValueError("`truncate_prior` needs a `prior_scheduler` of first order that does not shift its grid.")
         scheduler.set_begin_index(0)
         prior_latents = self._denoise(
             self.prior,
@@ -369,7 +378,9 @@ class LowFreqPipeline(DiffusionPipeline):
             "prior",
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            num_inference_steps=num_inference_steps if final_sigma else None,
         )
+        prior_latents = prior_latents / (1 - final_sigma)
         if config.sample_std is not None:  # back from unit scale to the scale of D(x)
             mean, std = (prior_latents.new_tensor(s).view(-1, 1, 1) for s in (config.sample_mean, config.sample_std))
             prior_latents = prior_latents * std + mean
@@ -380,6 +391,7 @@ class LowFreqPipeline(DiffusionPipeline):
         prior_latents: torch.Tensor,
         noise_ratio: float | None,
         generator: torch.Generator | list[torch.Generator] | None,
+        held_noise: torch.Tensor | float = 0.0,
     ) -> torch.Tensor:
         """
         Make the source of the flow: `(1 - noise_ratio) * U(prior_latents) + noise_ratio * noise`.
@@ -391,6 +403,8 @@ class LowFreqPipeline(DiffusionPipeline):
                 The scheduler's own when omitted.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 For the noise.
+            held_noise (`torch.Tensor` of shape `(channels, 1, 1)` or `float`, defaults to `0.0`):
+                Deviation of the noise that the coarse latents hold already; so much less is added.
 
         Returns:
             `torch.Tensor` of shape `(batch, channels, height, width)`.
@@ -398,7 +412,21 @@ class LowFreqPipeline(DiffusionPipeline):
         factor = self.scheduler.config.factor
         shape = (*prior_latents.shape[:2], prior_latents.shape[2] * factor, prior_latents.shape[3] * factor)
         noise = randn_tensor(shape, generator=generator, device=prior_latents.device, dtype=prior_latents.dtype)
+        if isinstance(held_noise, torch.Tensor):
+            alpha = self.scheduler.config.noise_ratio if noise_ratio is None else noise_ratio
+            noise = self.scheduler.projection.remaining_noise(noise, (1 - alpha) / alpha * held_noise)
         return self.scheduler.make_source(prior_latents, noise, noise_ratio)
+
+    def _final_prior_sigma(self, alpha: float, height: int, width: int) -> float:
+        """
+        Compute where the prior model can stop: there its noise is the coarse noise that the source needs anyway.
+
+        The state at `s` over `1 - s` holds noise of `s / (1 - s) * sample_std`; the source has room for
+        `(1 - alpha) * U(that)` within `alpha * noise` up to `alpha * coarse_noise_scale`.
+        """
+        room = alpha * self.scheduler.projection.coarse_noise_scale(height, width)
+        ratio = room / ((1 - alpha) * max(self.prior.config.sample_std or [1.0]))  # s / (1 - s)
+        return ratio / (1 + ratio)
 
     def _denoise(
         self,
@@ -411,13 +439,15 @@ class LowFreqPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None,
         callback_on_step_end_tensor_inputs: tuple[str, ...],
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        num_inference_steps: int | None = None,
         **condition,
     ) -> torch.Tensor:
         """Integrate the velocity of `model` over the grid of `scheduler`; both the prior and the flow run here."""
         name = "prior_latents" if stage == "prior" else "latents"
         lowest, highest = torch.tensor(guidance_interval).tolist()  # rounded to float32, as the levels are
-        with self.progress_bar(total=len(scheduler.timesteps)) as progress_bar:
-            for i, t in enumerate(scheduler.timesteps):
+        timesteps = scheduler.timesteps[:num_inference_steps]
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = t
@@ -513,6 +543,7 @@ class LowFreqPipeline(DiffusionPipeline):
         prior_guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise_ratio: float | None = None,
+        truncate_prior: bool = False,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -548,6 +579,10 @@ class LowFreqPipeline(DiffusionPipeline):
                 Levels sigma between which the flow is guided (arXiv 2404.07724).
             noise_ratio (`float`, *optional*):
                 The share of noise in the source, within the range that the model was trained for.
+            truncate_prior (`bool`, defaults to `False`):
+                Whether the prior model stops where its state is as noisy as the source's coarse part: its last steps are
+                not spent on removing noise that the source would add again. The `prior_latents` of the output then hold
+                that noise, and are not for feeding back.
             num_images_per_prompt (`int`, defaults to `1`):
                 Images per class label.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -620,6 +655,10 @@ class LowFreqPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
             prior_callback_on_step_end_tensor_inputs,
         )
+        if truncate_prior and (latents is not None or prior_latents is not None):
+            raise ValueError(
+                "`truncate_prior` must be False with `latents` or `prior_latents`: the prior does not run."
+            )
         if ids is None and not guidance_scale == prior_guidance_scale == 1:
             logger.warning("`guidance_scale` and `prior_guidance_scale` are ignored: there are no `class_labels`.")
         self._guidance_scale = guidance_scale
@@ -650,7 +689,14 @@ class LowFreqPipeline(DiffusionPipeline):
         if latents is None and prior_latents is None and alpha == 1:
             shape = (batch_size, *self._latent_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.transformer.dtype)
+        held_noise = 0.0
         if latents is None and prior_latents is None:
+            final_sigma = 0.0
+            if truncate_prior:
+                factor = self.scheduler.config.factor
+                final_sigma = self._final_prior_sigma(alpha, latent_height // factor, latent_width // factor)
+                std = torch.tensor(self.prior.config.sample_std or [1.0], device=device).view(-1, 1, 1)
+                held_noise = final_sigma / (1 - final_sigma) * std
             prior_latents = self.prepare_prior_latents(
                 batch_size,
                 latent_height // self.scheduler.config.factor,
@@ -661,13 +707,14 @@ class LowFreqPipeline(DiffusionPipeline):
                 device,
                 prior_callback_on_step_end,
                 prior_callback_on_step_end_tensor_inputs,
+                final_sigma,
             )
 
         # 4. The source: upsampled, with noise
         dtype = self.transformer.dtype
         if latents is None:
             prior_latents = prior_latents.to(device, dtype)
-            latents = self.prepare_latents(prior_latents, noise_ratio, generator)
+            latents = self.prepare_latents(prior_latents, noise_ratio, generator, held_noise if alpha > 0 else 0.0)
         latents = latents.to(device, dtype)
 
         # 5. The flow
