@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Write the figures of a results file into the README and the model card, between their `figures` marks.
+"""Write the figures of results files into the README and the model card, between their `figures` marks.
 
-python benchmarks/tables.py --results benchmarks/results/cifar10-32.json README.md checkpoints/cifar10-32/README.md
+python benchmarks/tables.py --results benchmarks/results/cifar10-32.json benchmarks/results/cifar10-32-truncated.json \
+    --files README.md checkpoints/cifar10-32/README.md
 """
 
 import argparse
@@ -18,14 +19,15 @@ def table(result: dict) -> str:
         f"a classifier that is right on {accuracy:.1%} of the real {result['split']} images, names the "
         f"class asked for (chance: 10%). The distance is a Fréchet distance on that classifier's features against "
         f"{result['num_reference']:,} {result['split']} images; it is not an FID. *Generated* coarse latents come from the "
-        f"prior model, *true* ones from {result['split']} images. The autoencoder alone reaches "
+        f"prior model, *truncated* ones too, which stops early and leaves its noise to the source; *true* ones come from "
+        f"{result['num_images']:,} {result['split']} images that are not compared with. The autoencoder alone reaches "
         f"{result['autoencoder_psnr_db']:.2f} dB PSNR on {result['autoencoder_psnr_images']:,} {result['split']} images.",
         "",
         "| coarse | prior steps | α | guidance | steps | effective NFE | class named | Fréchet distance |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        prior_steps = row["prior_steps"] if row["coarse"] == "generated" else "-"
+        prior_steps = "-" if row["prior_steps"] is None else row["prior_steps"]
         lines.append(
             f"| {row['coarse']} | {prior_steps} | {row['noise_ratio']:g} | {row['guidance_scale']:g} | {row['steps']} | "
             f"{row['effective_nfe']:.2f} | {row['class_named']:.1%} | {row['frechet_distance']:.2f} |"
@@ -35,11 +37,17 @@ def table(result: dict) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", required=True)
-    parser.add_argument("files", nargs="+")
+    parser.add_argument("--results", nargs="+", required=True, help="of one checkpoint, graded in one way")
+    parser.add_argument("--files", nargs="+", required=True)
     args = parser.parse_args()
-    with open(args.results, encoding="utf-8") as file:
-        figures = table(json.load(file))
+    results = []
+    for path in args.results:
+        with open(path, encoding="utf-8") as file:
+            results.append(json.load(file))
+        for key in results[0].keys() - {"rows", "spectrum", "curvature"}:
+            if results[-1][key] != results[0][key]:
+                raise ValueError(f"`results` must agree on `{key}`: {path!r} does not.")
+    figures = table(results[0] | {"rows": [row for result in results for row in result["rows"]]})
     for path in args.files:
         with open(path, encoding="utf-8") as file:
             text = file.read()

@@ -43,7 +43,7 @@ from diffusers_lowfreq.training import keyed_generator, load_images, machine_kin
 
 FACTORS = (2, 4, 8)
 NOISE_RATIOS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
-MIN_ENERGY = 0.6  # of a factor that is worth its coarseness
+MIN_ENERGY = 0.75  # of a factor that is worth its coarseness: in the study of docs/evidence.md half was too little
 TIE = 0.03  # of energy, within which bicubic is preferred
 MIN_IDENTITY = 0.999  # of pairs that an exact assignment leaves alone
 SUGGESTED_NOISE_RATIO = 0.25  # the best of the study in docs/evidence.md

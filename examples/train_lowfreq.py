@@ -304,7 +304,9 @@ def build_pipeline(args, cache_latents):
             **size_config(args.prior_size),
         )
     prior_scheduler = FlowMatchEulerDiscreteScheduler() if prior is not None else None
-    return LowFreqPipeline(transformer, scheduler, vae, prior, prior_scheduler, id2label), cache
+    # A pipeline that was made before keeps its own setting
+    early = pipeline.config.truncate_prior if args.pretrained_model_name_or_path is not None else True
+    return LowFreqPipeline(transformer, scheduler, vae, prior, prior_scheduler, id2label, early), cache
 
 
 def thinned(cache):

@@ -196,9 +196,9 @@ def kept(bicubic: float, area: float = 0.0, dct: float = 0.0) -> dict[str, float
 @pytest.mark.parametrize(
     "energy, identity, expected, word",
     [
-        ({2: kept(0.95), 4: kept(0.86), 8: kept(0.71)}, 1.0, ("bicubic", 8, 0.25), "about 1/64"),
-        ({2: kept(0.95), 4: kept(0.60), 8: kept(0.599)}, 1.0, ("bicubic", 4, 0.25), "largest that keeps at least 60%"),
-        ({2: kept(0.65), 4: kept(0.44), 8: kept(0.27)}, 1.0, ("bicubic", 2, 0.25), "more than a tenth"),
+        ({2: kept(0.95), 4: kept(0.90), 8: kept(0.76)}, 1.0, ("bicubic", 8, 0.25), "about 1/64"),
+        ({2: kept(0.95), 4: kept(0.75), 8: kept(0.749)}, 1.0, ("bicubic", 4, 0.25), "largest that keeps at least 75%"),
+        ({2: kept(0.80), 4: kept(0.44), 8: kept(0.27)}, 1.0, ("bicubic", 2, 0.25), "more than a tenth"),
         ({2: kept(0.44), 4: kept(0.3)}, 1.0, ("bicubic", 2, 0.25), "expect little"),
         ({4: kept(0.86, 0.80, 0.885)}, 1.0, ("bicubic", 4, 0.25), "within 3 points"),
         ({4: kept(0.86, 0.80, 0.895)}, 1.0, ("dct", 4, 0.25), "keeps the most energy"),

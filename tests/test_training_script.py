@@ -225,6 +225,7 @@ def test_the_fitted_projection_is_fitted_saved_and_used(workplace, images, vae):
         options["pretrained_vae_model_name_or_path"] = vae
     train(**options)
     pipe = LowFreqPipeline.from_pretrained("out")
+    assert pipe.config.truncate_prior  # what the script makes lets its prior model stop early
     assert pipe.scheduler.config.projection == "pca" and pipe.scheduler.config.projection_basis["size"] == ([8, 8] if vae else [16, 16])  # fmt: skip
     low = pipe("red", num_inference_steps=1, output_prior_images=True, output_type="pt")
     assert low.prior_images.shape == low.images.shape

@@ -70,6 +70,8 @@ class LowFreqPipeline(DiffusionPipeline):
             `prior` comes without one.
         id2label (`dict[int, str]`, *optional*):
             Class names.
+        truncate_prior (`bool`, defaults to `False`):
+            Whether a call lets the prior model stop early, see there.
 
     Raises:
         ValueError: If `scheduler` cannot make the source or `prior_scheduler` redraws noise.
@@ -89,8 +91,10 @@ class LowFreqPipeline(DiffusionPipeline):
         prior: LowFreqTransformer2DModel | ModelMixin | None = None,
         prior_scheduler: SchedulerMixin | None = None,
         id2label: dict[int, str] | dict[str, str] | None = None,
+        truncate_prior: bool = False,
     ):
         super().__init__()
+        self._check_flag("truncate_prior", truncate_prior)
         if id2label is not None and not isinstance(id2label, dict):
             raise ValueError(f"`id2label` must be a dict of class numbers and names, got {id2label!r}.")
         if prior is not None and prior_scheduler is None:
@@ -99,7 +103,7 @@ class LowFreqPipeline(DiffusionPipeline):
             transformer=transformer, scheduler=scheduler, vae=vae, prior=prior, prior_scheduler=prior_scheduler
         )
         self._check_schedulers()
-        self.register_to_config(id2label=id2label)
+        self.register_to_config(id2label=id2label, truncate_prior=truncate_prior)
         self.labels = {name: int(number) for number, name in (id2label or {}).items()}
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -161,6 +165,11 @@ class LowFreqPipeline(DiffusionPipeline):
     def _check_count(name: str, value: int):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+
+    @staticmethod
+    def _check_flag(name: str, value: bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"`{name}` must be True or False, got {value!r}.")
 
     def _check_schedulers(self):
         """Refuse a scheduler that cannot make the source, or a prior scheduler that is wrong from Gaussian noise."""
@@ -330,7 +339,7 @@ class LowFreqPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("prior_latents",),
         final_sigma: float = 0.0,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Sample coarse latents from the prior model.
 
@@ -352,7 +361,8 @@ class LowFreqPipeline(DiffusionPipeline):
                 `final_sigma / (1 - final_sigma)` times the prior's `sample_std`.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, channels, height, width)`, at the scale of the latents.
+            `tuple[torch.Tensor, torch.Tensor]` of shapes `(batch_size, channels, height, width)`, at the scale of the
+            latents: the coarse latents with their noise, and what the last velocity makes of them without it.
 
         Raises:
             ValueError: If the prior's scheduler shifts its grid, so that it would stop elsewhere.
@@ -367,9 +377,11 @@ class LowFreqPipeline(DiffusionPipeline):
         sigmas = np.linspace(1, final_sigma, num_inference_steps + 1).tolist()
         scheduler.set_timesteps(sigmas=sigmas if final_sigma else sigmas[:-1], device=device, **mu)
         if final_sigma and abs(float(scheduler.sigmas[num_inference_steps]) - final_sigma) > 1e-4:
-            raise ValueError("`truncate_prior` needs a `prior_scheduler` of first order that does not shift its grid.")
+            raise ValueError(
+                "`truncate_prior` must be False with a `prior_scheduler` that shifts its grid or is not of first order."
+            )
         scheduler.set_begin_index(0)
-        prior_latents = self._denoise(
+        state, velocity = self._denoise(
             self.prior,
             scheduler,
             prior_latents,
@@ -380,11 +392,12 @@ class LowFreqPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
             num_inference_steps=num_inference_steps if final_sigma else None,
         )
-        prior_latents = prior_latents / (1 - final_sigma)
+        noisy = state / (1 - final_sigma)
+        clean = state - final_sigma * velocity if final_sigma and velocity is not None else noisy
         if config.sample_std is not None:  # back from unit scale to the scale of D(x)
-            mean, std = (prior_latents.new_tensor(s).view(-1, 1, 1) for s in (config.sample_mean, config.sample_std))
-            prior_latents = prior_latents * std + mean
-        return prior_latents
+            mean, std = (state.new_tensor(s).view(-1, 1, 1) for s in (config.sample_mean, config.sample_std))
+            noisy, clean = noisy * std + mean, clean * std + mean
+        return noisy, clean
 
     def prepare_latents(
         self,
@@ -441,8 +454,13 @@ class LowFreqPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_inference_steps: int | None = None,
         **condition,
-    ) -> torch.Tensor:
-        """Integrate the velocity of `model` over the grid of `scheduler`; both the prior and the flow run here."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Integrate the velocity of `model` over the grid of `scheduler`; both the prior and the flow run here.
+
+        Return the state and the last velocity.
+        """
+        velocity = None
         name = "prior_latents" if stage == "prior" else "latents"
         lowest, highest = torch.tensor(guidance_interval).tolist()  # rounded to float32, as the levels are
         timesteps = scheduler.timesteps[:num_inference_steps]
@@ -473,7 +491,7 @@ class LowFreqPipeline(DiffusionPipeline):
                     latents = callback_on_step_end(self, i, t, tensors).pop(name, latents)
                 progress_bar.update()
         self._current_timestep = None
-        return latents
+        return latents, velocity
 
     # ------------------------------------------------------------------------------------------------ state of a call
 
@@ -543,7 +561,7 @@ class LowFreqPipeline(DiffusionPipeline):
         prior_guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise_ratio: float | None = None,
-        truncate_prior: bool = False,
+        truncate_prior: bool | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -579,10 +597,10 @@ class LowFreqPipeline(DiffusionPipeline):
                 Levels sigma between which the flow is guided (arXiv 2404.07724).
             noise_ratio (`float`, *optional*):
                 The share of noise in the source, within the range that the model was trained for.
-            truncate_prior (`bool`, defaults to `False`):
-                Whether the prior model stops where its state is as noisy as the source's coarse part: its last steps are
-                not spent on removing noise that the source would add again. The `prior_latents` of the output then hold
-                that noise, and are not for feeding back.
+            truncate_prior (`bool`, *optional*):
+                Whether the prior model stops where its state is as noisy as the source's coarse part: no step is spent on
+                removing noise that the source would add again. The pipeline's own setting when omitted. The
+                `prior_latents` of the output are without that noise, by the last velocity.
             num_images_per_prompt (`int`, defaults to `1`):
                 Images per class label.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -655,9 +673,11 @@ class LowFreqPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
             prior_callback_on_step_end_tensor_inputs,
         )
+        if truncate_prior is not None:
+            self._check_flag("truncate_prior", truncate_prior)
         if truncate_prior and (latents is not None or prior_latents is not None):
             raise ValueError(
-                "`truncate_prior` must be False with `latents` or `prior_latents`: the prior does not run."
+                "`truncate_prior` must not be set with `latents` or `prior_latents`: the prior does not run."
             )
         if ids is None and not guidance_scale == prior_guidance_scale == 1:
             logger.warning("`guidance_scale` and `prior_guidance_scale` are ignored: there are no `class_labels`.")
@@ -689,18 +709,17 @@ class LowFreqPipeline(DiffusionPipeline):
         if latents is None and prior_latents is None and alpha == 1:
             shape = (batch_size, *self._latent_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.transformer.dtype)
-        held_noise = 0.0
+        held_noise, noisy = 0.0, prior_latents
         if latents is None and prior_latents is None:
-            final_sigma = 0.0
-            if truncate_prior:
-                factor = self.scheduler.config.factor
+            final_sigma, factor = 0.0, self.scheduler.config.factor
+            if self.config.truncate_prior if truncate_prior is None else truncate_prior:
                 final_sigma = self._final_prior_sigma(alpha, latent_height // factor, latent_width // factor)
                 std = torch.tensor(self.prior.config.sample_std or [1.0], device=device).view(-1, 1, 1)
                 held_noise = final_sigma / (1 - final_sigma) * std
-            prior_latents = self.prepare_prior_latents(
+            noisy, prior_latents = self.prepare_prior_latents(
                 batch_size,
-                latent_height // self.scheduler.config.factor,
-                latent_width // self.scheduler.config.factor,
+                latent_height // factor,
+                latent_width // factor,
                 prior_num_inference_steps,
                 labels,
                 generator,
@@ -714,14 +733,15 @@ class LowFreqPipeline(DiffusionPipeline):
         dtype = self.transformer.dtype
         if latents is None:
             prior_latents = prior_latents.to(device, dtype)
-            latents = self.prepare_latents(prior_latents, noise_ratio, generator, held_noise if alpha > 0 else 0.0)
+            held_noise = held_noise if alpha > 0 else 0.0
+            latents = self.prepare_latents(noisy.to(device, dtype), noise_ratio, generator, held_noise)
         latents = latents.to(device, dtype)
 
         # 5. The flow
         condition = {}
         if self._takes_noise_ratio:
             condition["noise_ratio"] = torch.full((batch_size,), alpha, device=device)
-        latents = self._denoise(
+        latents, _ = self._denoise(
             self.transformer,
             self.scheduler,
             latents,
