@@ -149,6 +149,9 @@ def budgets_table(result: dict, metric: str) -> str:
                 for steps, rows in group["steps"].items()
                 if rows[0]["effective_nfe"] <= budget + 0.1
             ]
+            if not settings:
+                cells.append("-")
+                continue
             values, steps, coarse = min(settings, key=lambda item: sum(item[0]) / len(item[0]))
             cells.append(f"{spread(values, 1)} ({steps}{', truncated' if coarse == 'truncated' else ''})")
         lines.append(f"| {run} | {' | '.join(cells)} |")

@@ -176,6 +176,11 @@ def test_budgets_table_takes_the_best_split_within_each_budget():
     # 1.2 is over the budget of 1, true coarse latents take no part, and of equals the first is shown
     best = "7.4 ± 0.4 (2 + 1)"
     assert lines[5] == f"| ours | 0.11 | 13.4 ± 0.4 (1 + 1) | {best} | {best} | {best} |"
+    # A run that costs more than a budget has no place in it
+    result = study_results()
+    for run in result["runs"]:
+        run["rows"] = [row for row in run["rows"] if run["run"] == "plain" or row["steps"] == 2]
+    assert "| ours | 0.11 | - | 7.4" in report.table(result, "budgets", "frechet_distance")
 
 
 def test_gap_table_subtracts_seed_by_seed():
