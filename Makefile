@@ -30,7 +30,7 @@ style: $(STAMP)
 bench: $(STAMP)
 	$(RUN) benchmarks/overhead.py --output benchmarks/results/overhead.json
 
-# The studies: CIFAR-10 as parquet files, or folders of images; `TIER=gpu` where a study has one. They go on where they stopped.
+# The studies: CIFAR-10 as parquet files, or folders of images; TIER is a key of benchmarks/tiers.json. They go on where they stopped.
 TIER ?= cpu
 TRAIN_DATA ?= cifar10/train.parquet
 TEST_DATA ?= cifar10/test.parquet

@@ -6,9 +6,9 @@
         --train_data cifar10/train.parquet --test_data cifar10/test.parquet
 
 Settings are differences: `benchmarks/tiers.json` holds those of each tier, a study (`benchmarks/studies/NAME.json`) its own
-and those of its runs, which can ask for variants of the tier by name. The training is `examples/train_lowfreq.py`, the grading `benchmarks/evaluate.py`. Networks are shared
-by all studies of a tier, and what is done is not done again: run the command once more after an interruption. The results
-are written to `benchmarks/results/NAME-TIER.json` after every run.
+and those of its runs, which can ask for variants of the tier by name. The training is `examples/train_lowfreq.py`, the
+grading `benchmarks/evaluate.py`. Networks are shared by all studies of a tier, and what is done is not done again: run the
+command once more after an interruption. The results are written to `benchmarks/results/NAME-TIER.json` after every run.
 """
 
 import argparse

@@ -4,6 +4,10 @@
 
     python benchmarks/train_features.py --train_data cifar10/train.parquet --test_data cifar10/test.parquet \
         --output_dir checkpoints/graders/cifar10-32
+    python benchmarks/train_features.py --train_data tiny-imagenet-50/train.parquet --resolution 64 --epochs 12 \
+        --test_data tiny-imagenet-50/validation.parquet --output_dir checkpoints/graders/tiny-imagenet-64
+
+`facts.json` beside the weights has seed, epochs and resolution of each that ships.
 """
 
 import argparse

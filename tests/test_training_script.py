@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scripts import CLASSES, EXAMPLES, load_script, make_folder, make_vae, run_process, run_two_processes, workplace
 
-from diffusers_lowfreq import LowFreqPipeline
+from diffusers_lowfreq import LowFreqPipeline, LowFrequencyProjection
 from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.models import SIZES
 from diffusers_lowfreq.training import LatentCache
@@ -245,6 +245,21 @@ def test_noise_ot_shares_out_the_noise_and_nothing_else(workplace, images):
     for coupling in ("identity", "noise_ot"):
         train(train="flow", factor=2, patch_size=2, noise_ratio=0.0, coupling=coupling, output_dir=f"{coupling}-0")
     assert_same(weights("identity-0/transformer"), weights("noise_ot-0/transformer"))
+
+
+def test_noise_ot_assigns_the_noise_to_what_the_projection_removes(workplace, images, monkeypatch):
+    """To the detail alone, so that the noise does not learn of the coarse version that it meets when sampling."""
+    seen = []
+
+    def record(source, sample, labels=None):
+        seen.append((source, sample))
+        return torch.arange(len(source))
+
+    monkeypatch.setattr(script, "minibatch_optimal_transport", record)
+    train(train="flow", projection="area", factor=2, patch_size=2, coupling="noise_ot", max_train_steps=1)
+    ((noise, detail),) = seen
+    assert LowFrequencyProjection("area", 2)(detail).abs().max() < 1e-5 < detail.abs().max()
+    assert 0.8 < noise.std() < 1.2
 
 
 def test_the_prior_trains_on_the_semi_discrete_coupling(workplace, images):

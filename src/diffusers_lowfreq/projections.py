@@ -74,10 +74,10 @@ def _cosines(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tenso
 
 
 @lru_cache(maxsize=64)
-def _gram(projection: str, low: int, factor: int, dtype: torch.dtype, device: torch.device) -> tuple:
-    """Eigenvalues (size,) and eigenvectors (size, size) of `U U^T` along one axis of `size = low * factor`."""
+def _gram(low: int, factor: int, dtype: torch.dtype, device: torch.device) -> tuple:
+    """Eigenvalues (size,) and eigenvectors (size, size) of the bicubic `U U^T` along one axis of `size = low * factor`."""
     with torch.inference_mode(False):
-        up = _PAIRS[projection](low, factor)[1]
+        up = _bicubic_pair(low, factor)[1]
         values, vectors = torch.linalg.eigh(up @ up.T)
         return values.clamp(min=0).to(device, dtype), vectors.to(device, dtype)
 
@@ -125,8 +125,8 @@ def fit_projection_basis(batches: Iterable[torch.Tensor], factor: int) -> dict:
     places = torch.arange(energy.numel()).view(energy.shape)
     own = places[:, : shape[1] // factor, : shape[2] // factor].flatten().tolist()
     ranking = energy.flatten().argsort(descending=True, stable=True).tolist()[: len(own)]
-    strong = set(ranking)
-    others = iter([place for place in ranking if place not in set(own)])
+    strong, box = set(ranking), set(own)
+    others = iter([place for place in ranking if place not in box])
     kept = [place if place in strong else next(others) for place in own]
     return {"channels": channels.tolist(), "size": list(shape[1:]), "kept": kept}
 
@@ -272,7 +272,7 @@ class LowFrequencyProjection:
         """
         if self.projection != "bicubic":
             return 1 / self.factor
-        values = [_gram("bicubic", low, self.factor, torch.float64, torch.device("cpu"))[0] for low in (height, width)]
+        values = [_gram(low, self.factor, torch.float64, torch.device("cpu"))[0] for low in (height, width)]
         return (values[0].max() * values[1].max()).rsqrt().item()
 
     def remaining_noise(self, noise: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
@@ -293,7 +293,7 @@ class LowFrequencyProjection:
             return noise - self.upsample(held.to(noise) * self.downsample(noise))
         dtype = noise.dtype if noise.dtype in (torch.float32, torch.float64) else torch.float32
         lows = (noise.shape[-2] // self.factor, noise.shape[-1] // self.factor)
-        (values, rows), (others, columns) = (_gram("bicubic", low, self.factor, dtype, noise.device) for low in lows)
+        (values, rows), (others, columns) = (_gram(low, self.factor, dtype, noise.device) for low in lows)
         kept = (1 - torch.as_tensor(scale).to(values) ** 2 * values[:, None] * others).clamp(min=0).sqrt()
         return (rows @ (kept * (rows.T @ noise.to(dtype) @ columns)) @ columns.T).to(noise.dtype)
 
