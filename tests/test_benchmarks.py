@@ -176,6 +176,14 @@ def test_budgets_table_takes_the_best_split_within_each_budget():
     # 1.2 is over the budget of 1, true coarse latents take no part, and of equals the first is shown
     best = "7.4 ± 0.4 (2 + 1)"
     assert lines[5] == f"| ours | 0.11 | 13.4 ± 0.4 (1 + 1) | {best} | {best} | {best} |"
+    # What is better but costs more than 0.1 over is not taken
+    result = study_results()
+    for run in result["runs"]:
+        for row in run["rows"]:
+            row["frechet_distance"] -= 5 if row["prior_steps"] == 2 else 0
+    assert "| ours | 0.11 | 13.4 ± 0.4 (1 + 1) | 7.4 ± 0.4 (2 + 1) | 2.4 ± 0.4 (2 + 2) |" in report.table(
+        result, "budgets", "frechet_distance"
+    )
     # A run that costs more than a budget has no place in it
     result = study_results()
     for run in result["runs"]:
