@@ -56,8 +56,12 @@ def parse_args(argv=None):
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--prior_steps", type=int, nargs="+", default=[8])
-    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--prior_guidance_scale", type=float, nargs="+", help="by default that of the flow")
+    parser.add_argument(
+        "--guidance_scale", type=float, nargs="+", help="by default 1, or what a one-step model has folded in"
+    )
+    parser.add_argument(
+        "--prior_guidance_scale", type=float, nargs="+", help="by default that of the flow, or what is folded in"
+    )
     parser.add_argument("--noise_ratio", type=float, nargs="+", help="by default the scheduler's own")
     parser.add_argument(
         "--coarse", nargs="+", choices=["generated", "true", "truncated"], default=["generated", "true"]
@@ -190,20 +194,26 @@ def generate(pipe, steps: int, labels: torch.Tensor, generators: list[torch.Gene
     return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float(), sum(rows) / len(labels), None
 
 
+def folded_guidance(pipe, component: str) -> float | None:
+    """The guidance that a one-step model has folded in, 1 if none; `None` for other models, which leave the choice."""
+    config = getattr(getattr(pipe, component, None), "config", {})
+    return (config.get("guidance_scale") or 1.0) if config.get("use_meanflow") else None
+
+
 def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
     """The velocity that a low-frequency pipeline integrates."""
     model = pipe.transformer
 
     def velocity(x, sigma):
-        inputs = (
-            {"noise_ratio": torch.full((len(x),), noise_ratio, device=x.device)}
-            if model.config.use_noise_ratio
-            else {}
-        )
+        inputs = {}
+        if model.config.use_noise_ratio:
+            inputs["noise_ratio"] = torch.full((len(x),), noise_ratio, device=x.device)
+        if model.config.guidance_scale_range is not None:
+            inputs["guidance"] = torch.full((len(x),), guidance_scale, device=x.device)
         if model.config.num_classes is None:
             return model(x, sigma * 1000, return_dict=False, **inputs)[0]
         conditional = model(x, sigma * 1000, class_labels=labels, return_dict=False, **inputs)[0]
-        if guidance_scale == 1:
+        if guidance_scale == 1 or model.config.use_meanflow:  # the guidance of a one-step model is folded in
             return conditional
         unconditional = model(x, sigma * 1000, return_dict=False, **inputs)[0]
         return unconditional + guidance_scale * (conditional - unconditional)
@@ -242,7 +252,9 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
         for coarse in args.coarse if noise_ratio is not None and noise_ratio < 1 else [None]:
             for prior_steps in args.prior_steps if coarse in ("generated", "truncated") else [None]:
                 prior_scales = args.prior_guidance_scale if coarse in ("generated", "truncated") else None
-                scales = product(args.guidance_scale, prior_scales or [None])
+                scales = product(
+                    args.guidance_scale or [folded_guidance(pipe, "transformer") or 1.0], prior_scales or [None]
+                )
                 settings += [(noise_ratio, coarse, prior_steps, *scale) for scale in scales]
     if any(coarse == "generated" for _, coarse, *_ in settings):
         true_low = torch.cat([true_coarse(reference.batch(*batch)[0]).flatten(1) for batch in batches])
@@ -250,7 +262,8 @@ def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
         true_moments.update(true_low)
     bar = progress(total=len(settings) * len(batches) * len(args.steps))
     for noise_ratio, coarse, prior_steps, guidance_scale, prior_guidance_scale in settings:
-        prior_guidance_scale = guidance_scale if prior_guidance_scale is None else prior_guidance_scale
+        if prior_guidance_scale is None:
+            prior_guidance_scale = folded_guidance(pipe, "prior") or guidance_scale
         setting = {"coarse": coarse, "prior_steps": prior_steps, "noise_ratio": noise_ratio}
         setting |= {"guidance_scale": guidance_scale}
         inputs = {"guidance_scale": guidance_scale, "noise_ratio": noise_ratio}

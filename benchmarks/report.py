@@ -55,8 +55,8 @@ def listing(values, what: str) -> str:
 
 
 def training_teraflops(run: dict) -> float:
-    """Count the forward passes of the training of flow and prior model, in 10^12 floating point operations."""
-    parts = [run[part] for part in ("flow", "prior") if part in run]
+    """Count the forward passes of the training of flow and prior model, teachers too, in 10^12 floating point operations."""
+    parts = [run[part] for part in ("flow", "prior", "student flow", "student prior") if part in run]
     number = [[str(p[k]).replace(",", "") for k in ("FLOPs of a forward pass for one image", "steps", "global batch")] for p in parts]  # fmt: skip
     return sum(int(flops) * int(steps) * int(batch) for flops, steps, batch in number) / 1e12
 

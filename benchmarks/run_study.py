@@ -88,10 +88,33 @@ def check_runs(runs: list[str], study: dict):
 
 
 def build(run: dict, tier: dict, seed: int, args) -> tuple[LowFreqPipeline, dict]:
-    """Return the pipeline of a run and the facts of the training of its `flow` and its `prior`."""
+    """
+    Return the pipeline of a run and the facts of the training of its `flow` and its `prior`.
+
+    A run with a `student` is a teacher; what `student` names of `flow` and `prior` is distilled from it, with the options
+    there, and what it does not name stays the teacher's.
+    """
     folder = os.path.join(args.work_dir, f"models-{args.tier}")
     common = run_options(run, tier, "train") | {"train_data_dir": args.train_data, "seed": seed}
     common["cache_dir"] = os.path.join(args.work_dir, "cache")
+    if "student" in run:
+        teacher, facts = build({k: v for k, v in run.items() if k != "student"}, tier, seed, args)
+        decided = {*train_lowfreq.FROM_PIPELINE_ONLY, *train_lowfreq.NEW_PRIOR}
+        options = {k: v for k, v in common.items() if k not in decided}
+        names = [network.config["_name_or_path"] for network in (teacher.transformer, teacher.prior) if network]
+        key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
+        options["teacher"] = os.path.join(folder, f"teacher-{key}")
+        teacher.save_pretrained(options["teacher"])
+        pipe = teacher
+        for part, own in run["student"].items():
+            part_folder, part_facts = train(part, options | own, folder)
+            student = LowFreqPipeline.from_pretrained(part_folder)
+            name = "prior" if part == "prior" else "transformer"
+            pipe = LowFreqPipeline(
+                **pipe.components | {name: getattr(student, name)}, id2label=teacher.config.id2label
+            )
+            facts[f"student {part}"] = part_facts
+        return pipe, facts
     if tier.get("latents"):
         common |= {"pretrained_vae_model_name_or_path": args.vae, "vae_subfolder": "vae"}
     facts, prior = {}, None

@@ -6,7 +6,12 @@
         --train_data_dir my_images --pretrained_vae_model_name_or_path out/vae --output_dir out/model
 
 The latents are encoded once and cached. The prior model is trained on D(x), then the flow on pairs (source, x); `--train`
-chooses one of them. The loop is `train` below; everything that is drawn in it is keyed by seed, step and position in the
+chooses one of them. With `--objective mean_flow`, or from a trained pipeline with `--teacher`, both become one-step models:
+
+    accelerate launch examples/train_lowfreq.py --teacher out/model --guidance_scale 3 --prior_guidance_scale 3 \
+        --train_data_dir my_images --output_dir out/one-step
+
+The loop is `train` below; everything that is drawn in it is keyed by seed, step and position in the
 global batch, so the same run on other numbers of processes, or after a resume, takes the same path. (The minibatch
 optimal transport of the prior is the exception: it depends on the batch of each process.)
 """
@@ -36,7 +41,7 @@ from diffusers_lowfreq.autoencoding import load_autoencoder, normalize_latents, 
 from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
 from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.models import SIZES
-from diffusers_lowfreq.objectives import FlowMatching
+from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow, check_derivative
 from diffusers_lowfreq.projections import PROJECTIONS, fit_projection_basis
 from diffusers_lowfreq.training import (
     KeyedBatchSampler,
@@ -55,10 +60,19 @@ from diffusers_lowfreq.training import (
 
 check_min_version("0.40.0")
 
+MAX_SKIPPED_STEPS = 50  # in a row, then the run stops
+SOURCE = ("projection", "factor", "noise_ratio", "noise_ratio_range", "projection_basis")
 LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
 NOISE_RATIO = 0.25  # better than the paper's 0.5 in the study of docs/evidence.md
+# Options that only the training of one-step models has
+ONE_STEP = ["guidance_scale", "prior_guidance_scale", "guidance_scale_range", "guidance_interval", "equal_share"]
+ONE_STEP += ["tangent", "adaptive_power", "derivative"]
 NEW_PRIOR = {"prior_size": "micro", "prior_patch_size": 1}
+# Options that a pipeline to start from, or a teacher, has decided
+FROM_PIPELINE_ONLY = ["conditional", "pretrained_vae_model_name_or_path", "vae_subfolder", "latent_statistics"]
+FROM_PIPELINE_ONLY += ["pretrained_prior_model_name_or_path", "prior_subfolder", "transformer_size", "patch_size"]
+FROM_PIPELINE_ONLY += ["projection", "factor", "noise_ratio", "noise_ratio_range"]
 
 
 def network_size(value):
@@ -99,6 +113,7 @@ def parse_args(argv=None):
 
     group = parser.add_argument_group("models")
     group.add_argument("--pretrained_model_name_or_path", help="a low-frequency pipeline to start from")
+    group.add_argument("--teacher", help="distil this pipeline into one-step models; they start from its weights")
     group.add_argument("--pretrained_vae_model_name_or_path", help="any autoencoder of diffusers; none: pixels")
     group.add_argument("--vae_subfolder")
     group.add_argument("--pretrained_prior_model_name_or_path", help="a prior model to use or to go on training")
@@ -111,7 +126,6 @@ def parse_args(argv=None):
     group.add_argument("--prior_size", type=network_size, help="size of a new prior model")
     group.add_argument("--prior_patch_size", type=int, help="patch size of a new prior model")
     parser.set_defaults(**NEW_PRIOR)
-    group.add_argument("--use_meanflow", action=argparse.BooleanOptionalAction, default=False, help=FROM_PIPELINE)
 
     group = parser.add_argument_group("source")
     group.add_argument("--projection", choices=[*PROJECTIONS, "pca"], default="bicubic", help=FROM_PIPELINE)
@@ -130,10 +144,26 @@ def parse_args(argv=None):
     )
 
     group = parser.add_argument_group("objective")
+    group.add_argument(
+        "--objective",
+        choices=["flow_matching", "mean_flow"],
+        default="flow_matching",
+        help="mean_flow: one-step models",
+    )
     group.add_argument("--time_sampling", choices=["uniform", "logit_normal"], default="uniform")
     group.add_argument("--logit_mean", type=float, default=0.0)
     group.add_argument("--logit_std", type=float, default=1.0)
     group.add_argument("--label_dropout", type=float, default=0.1, help="for classifier-free guidance")
+
+    group = parser.add_argument_group("one-step models: --objective mean_flow or --teacher")
+    group.add_argument("--guidance_scale", type=float, help="fold classifier-free guidance into the flow")
+    group.add_argument("--prior_guidance_scale", type=float, help="and into the prior model")
+    group.add_argument("--guidance_scale_range", type=float, nargs=2, help="train over a range, to choose at sampling")
+    group.add_argument("--guidance_interval", type=float, nargs=2, default=[0.0, 1.0], help="times that are guided")
+    group.add_argument("--equal_share", type=float, default=0.5, help="of pairs of times r = t: plain flow matching")
+    group.add_argument("--tangent", choices=["network", "pair"], default="network", help="improved or plain MeanFlow")
+    group.add_argument("--adaptive_power", type=float, default=1.0, help="of the error that divides the gradient")
+    group.add_argument("--derivative", choices=["forward", "central"], default="forward", help="forward: exact")
 
     group = parser.add_argument_group("optimisation (the prior's own numbers carry its name)")
     group.add_argument("--seed", type=int, default=0)
@@ -178,7 +208,7 @@ def parse_args(argv=None):
             parser.error(f"argument --{name}: must be positive, got {getattr(args, name)}")
     if args.checkpoints_total_limit is not None and args.checkpoints_total_limit < 1:
         parser.error(f"argument --checkpoints_total_limit: must be positive, got {args.checkpoints_total_limit}")
-    for name in ("label_dropout", "noise_ratio", "max_skipped_images"):
+    for name in ("label_dropout", "noise_ratio", "max_skipped_images", "equal_share"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             parser.error(f"argument --{name}: must be in [0, 1], got {getattr(args, name)}")
     if args.noise_ratio_range is not None:
@@ -188,16 +218,34 @@ def parse_args(argv=None):
             parser.error(
                 f"argument --noise_ratio_range: must be two rising numbers in [0, 1]{between}, got {low} {high}"
             )
-    taken = ""
-    if args.pretrained_model_name_or_path is not None:
-        taken = "conditional pretrained_vae_model_name_or_path vae_subfolder pretrained_prior_model_name_or_path "
-        taken += (
-            "prior_subfolder latent_statistics transformer_size patch_size use_meanflow projection factor noise_ratio "
-        )
-        taken += "noise_ratio_range"
+    if args.teacher is not None and args.objective != "flow_matching":
+        parser.error("argument --objective: is distillation with --teacher; leave it out")
+    if args.teacher is not None and args.tangent != parser.get_default("tangent"):
+        parser.error("argument --tangent: is the teacher's velocity with --teacher; leave it out")
+    one_step = args.teacher is not None or args.objective == "mean_flow"
+    for name in ONE_STEP:
+        if not one_step and getattr(args, name) != parser.get_default(name):
+            parser.error(f"argument --{name}: needs --objective mean_flow or --teacher")
+    for name in ("guidance_scale", "prior_guidance_scale"):
+        scale, (low, high) = getattr(args, name), args.guidance_scale_range or (0, float("inf"))
+        if scale is not None and not (0 < scale < float("inf") and low <= scale <= high):
+            parser.error(f"argument --{name}: must be a positive number, in --guidance_scale_range, got {scale}")
+        if args.guidance_scale_range is not None and (scale is None or not 1 <= low < high):
+            parser.error(
+                "argument --guidance_scale_range: must be two rising numbers from 1 on, with --guidance_scale and "
+                f"--prior_guidance_scale for the defaults, got {low} {high}"
+            )
+    low, high = args.guidance_interval
+    if not 0 <= low <= high <= 1:
+        parser.error(f"argument --guidance_interval: must be two rising numbers in [0, 1], got {low} {high}")
+    if not 0 <= args.adaptive_power < float("inf"):
+        parser.error(f"argument --adaptive_power: must not be negative, got {args.adaptive_power}")
+    taken = []
+    if args.pretrained_model_name_or_path is not None or args.teacher is not None:
+        taken = FROM_PIPELINE_ONLY
     elif args.pretrained_prior_model_name_or_path is not None:
-        taken = " ".join(NEW_PRIOR)
-    for name in taken.split():
+        taken = NEW_PRIOR
+    for name in taken:
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"argument --{name}: is taken from the pretrained model; leave it out")
     if args.noise_ratio is None:
@@ -206,16 +254,80 @@ def parse_args(argv=None):
     return args
 
 
-def build_pipeline(args, cache_latents):
+def load_teacher(args):
+    """Load the pipeline to distil, if there is one, and refuse what cannot be distilled as it was asked for."""
+    if args.teacher is None:
+        return None
+    teacher = LowFreqPipeline.from_pretrained(args.teacher, revision=args.revision, variant=args.variant)
+    for part, name, scale in (
+        ("flow", "transformer", args.guidance_scale),
+        ("prior", "prior", args.prior_guidance_scale),
+    ):
+        if args.train not in (part, "both"):
+            continue
+        model = getattr(teacher, name)
+        if model is None:
+            raise ValueError(
+                f"`teacher` must have a `{name}` to distil, {args.teacher!r} has none; use `--train flow`."
+            )
+        if model.config.use_meanflow:
+            raise ValueError(f"`teacher` must be a flow of many steps, the `{name}` of {args.teacher!r} is one-step.")
+        if scale is not None and model.config.num_classes is None:
+            option = "guidance_scale" if part == "flow" else "prior_guidance_scale"
+            raise ValueError(f"`{option}` needs a `teacher` with labels, the `{name}` of {args.teacher!r} has none.")
+        model.requires_grad_(False).eval()
+    return teacher
+
+
+def check_teacher(teacher, pipeline, latent_shape, parts):
+    """Refuse a teacher of another source, latent space or set of classes than the student or the data."""
+    facts = []
+    for pipe in (teacher, pipeline):
+        source = {k: pipe.scheduler.config[k] for k in SOURCE}
+        facts.append(source | {"latents": pipe.vae and {k: v for k, v in pipe.vae.config.items() if k[0] != "_"}})
+        for part in parts:
+            config = getattr(pipe, "prior" if part == "prior" else "transformer").config
+            names = ("in_channels", "sample_size", "num_classes", "use_noise_ratio", "sample_mean", "sample_std")
+            facts[-1] |= {f"{k} of the {part}": config[k] for k in names}
+    for key, value in json.loads(json.dumps(facts[0])).items():
+        student = json.loads(json.dumps(facts[1]))[key]
+        if value != student:
+            raise ValueError(f"`teacher` must have the {key} of the pipeline to train, {student!r}, got {value!r}.")
+    size = teacher.transformer.config.sample_size
+    size = [size, size] if isinstance(size, int) else list(size)
+    shape = [teacher.transformer.config.in_channels, *size]
+    if shape != list(latent_shape):
+        raise ValueError(
+            f"`teacher` must work on latents of the shape of the data, {list(latent_shape)}, got {shape}; look at "
+            "`resolution`."
+        )
+
+
+def one_step_model(model, guidance_scale, guidance_scale_range):
+    """Turn a flow into a one-step model of the same weights. What is new in it starts at zero, so it is the flow at first."""
+    config = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    config |= {"use_meanflow": True, "guidance_scale": guidance_scale, "guidance_scale_range": guidance_scale_range}
+    student = LowFreqTransformer2DModel.from_config(config)
+    missing, unexpected = student.load_state_dict(model.state_dict(), strict=False)
+    if unexpected or not all(key.startswith(("time_embed_r.", "time_embed_guidance.")) for key in missing):
+        raise ValueError(
+            f"`guidance_scale_range` must be that of the pipeline to go on with; {unexpected or missing}."
+        )
+    return student
+
+
+def build_pipeline(args, cache_latents, teacher=None):
     """
     Build the untrained pipeline, or load the one to start from, and the cache of its latents.
 
     `cache_latents(vae)` encodes the images, and is called once the autoencoder is known.
     """
-    if args.pretrained_model_name_or_path is not None:
-        pipeline = LowFreqPipeline.from_pretrained(
-            args.pretrained_model_name_or_path, revision=args.revision, variant=args.variant
-        )
+    if args.pretrained_model_name_or_path is not None or teacher is not None:
+        pipeline = teacher
+        if args.pretrained_model_name_or_path is not None:
+            pipeline = LowFreqPipeline.from_pretrained(
+                args.pretrained_model_name_or_path, revision=args.revision, variant=args.variant
+            )
         for name, default in NEW_PRIOR.items():
             if pipeline.prior is not None and getattr(args, name) != default:
                 raise ValueError(f"`{name}` must be left out: the pipeline has a prior, got {getattr(args, name)!r}.")
@@ -280,7 +392,6 @@ def build_pipeline(args, cache_latents):
         transformer = LowFreqTransformer2DModel(
             sample_size=[height, width],
             patch_size=args.patch_size,
-            use_meanflow=args.use_meanflow,
             use_noise_ratio=args.noise_ratio_range is not None,
             **shared,
             **size_config(args.transformer_size),
@@ -303,10 +414,33 @@ def build_pipeline(args, cache_latents):
             **shared,
             **size_config(args.prior_size),
         )
+    if teacher is not None:
+        parts = ("flow", "prior") if args.train == "both" else (args.train,)
+        check_teacher(teacher, pipeline, (channels, height, width), parts)
+    torch.manual_seed(args.seed)
+    if teacher is not None or args.objective == "mean_flow":
+        if args.train != "prior":
+            transformer = one_step_model(transformer, args.guidance_scale, args.guidance_scale_range)
+        if args.train != "flow":
+            prior = one_step_model(prior, args.prior_guidance_scale, args.guidance_scale_range)
     prior_scheduler = FlowMatchEulerDiscreteScheduler() if prior is not None else None
     # A pipeline that was made before keeps its own setting
-    early = pipeline.config.truncate_prior if args.pretrained_model_name_or_path is not None else True
+    started_from = args.pretrained_model_name_or_path or args.teacher
+    early = pipeline.config.truncate_prior if started_from is not None else True
     return LowFreqPipeline(transformer, scheduler, vae, prior, prior_scheduler, id2label, early), cache
+
+
+def make_objective(part, args, teacher):
+    """Return what is minimised: flow matching, MeanFlow, or the distillation of a teacher."""
+    times = {k: getattr(args, k) for k in ("time_sampling", "logit_mean", "logit_std")}
+    if teacher is None and args.objective == "flow_matching":
+        return FlowMatching(**times)
+    settings = {k: getattr(args, k) for k in ONE_STEP if k not in ("prior_guidance_scale", "tangent")}
+    if part == "prior":
+        settings["guidance_scale"] = args.prior_guidance_scale
+    if teacher is None:
+        return MeanFlow(**times, **settings, tangent=args.tangent)
+    return Distillation(**times, **settings, teacher=teacher.prior if part == "prior" else teacher.transformer)
 
 
 def thinned(cache):
@@ -321,7 +455,7 @@ def samples(cache, items, vae):
         yield normalize_latents(vae, batch["sample"]) if vae is not None else batch["sample"], batch["label"]
 
 
-def train(part, pipeline, cache, args):
+def train(part, pipeline, cache, args, teacher=None):
     """Train `pipeline.prior` or `pipeline.transformer` in place, and return the facts of the run."""
     is_prior = part == "prior"
     prefix, name = ("prior-", "prior") if is_prior else ("", "transformer")
@@ -336,6 +470,8 @@ def train(part, pipeline, cache, args):
     )
     device = accelerator.device
     model = getattr(pipeline, name).train().to(device)
+    if model.config.use_meanflow:
+        check_derivative(model, args.derivative)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     ema = None
@@ -379,7 +515,9 @@ def train(part, pipeline, cache, args):
         pin_memory=device.type == "cuda",
     )
     scheduler, projection, vae = pipeline.scheduler, pipeline.scheduler.projection, pipeline.vae
-    objective = FlowMatching(args.time_sampling, args.logit_mean, args.logit_std)
+    objective = make_objective(part, args, teacher)
+    if teacher is not None:
+        objective.teacher.to(device)
     num_classes = model.config.num_classes
     if is_prior:
         low_mean = torch.tensor(model.config.sample_mean or [0.0], device=device).view(-1, 1, 1)
@@ -403,6 +541,7 @@ def train(part, pipeline, cache, args):
     started = since = time.monotonic()
     first_step = logged_step = step
     micro_step, running = 0, torch.zeros((), device=device)
+    skipped, skipped_in_a_row, grad_norm = 0, 0, torch.zeros(())
     for batch in loader:
         with accelerator.accumulate(wrapped):
             # 1. The pair (source, sample). Each draw has its own generator, keyed by seed, step and position.
@@ -439,7 +578,10 @@ def train(part, pipeline, cache, args):
                 loss = objective(wrapped, source, sample, generator=generators, **condition).mean()
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
+                grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
+                # A gradient that is not finite is not followed. (With float16 the scaler sees to that, and must be told.)
+                if accelerator.scaler is None and not grad_norm.isfinite():
+                    optimizer.zero_grad()
             optimizer.step()
             optimizer.zero_grad()
         running += loss.detach() / args.gradient_accumulation_steps
@@ -447,6 +589,13 @@ def train(part, pipeline, cache, args):
         if micro_step:
             continue
 
+        skipped_in_a_row = 0 if grad_norm.isfinite() else skipped_in_a_row + 1
+        skipped += skipped_in_a_row > 0
+        if skipped_in_a_row == MAX_SKIPPED_STEPS:
+            raise RuntimeError(
+                f"The training of the {part} was stopped at step {step + 1}: {MAX_SKIPPED_STEPS} gradients in a row were not "
+                "finite. The last checkpoint is whole; go on from it with a lower learning rate."
+            )
         lr_scheduler.step()
         if ema is not None:
             ema.step(model.parameters())
@@ -459,11 +608,12 @@ def train(part, pipeline, cache, args):
             since, running = time.monotonic(), torch.zeros((), device=device)
             progress.set_postfix(loss=f"{mean_loss:.4f}", images_per_second=f"{rate:.0f}")
             logs = {"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0], "images_per_second": rate}
+            logs |= {"grad_norm": grad_norm.item(), "skipped_steps": skipped / (step - first_step)}
             accelerator.log({f"{part}/{k}": v for k, v in logs.items()}, step=step)
         if step % args.checkpointing_steps == 0 or step == max_train_steps:
             save_checkpoint(accelerator, args, step, global_batch_size, prefix)
         if (step % args.validation_steps == 0 or step == max_train_steps) and accelerator.is_main_process:
-            validate(part, step, pipeline, cache, ema, args, accelerator)
+            validate(part, step, pipeline, cache, ema, args, accelerator, teacher)
             since = time.monotonic()
     progress.close()
 
@@ -488,6 +638,7 @@ def train(part, pipeline, cache, args):
     if step > first_step:
         facts |= {
             f"training loss, mean of the last {steps} steps": f"{mean_loss:.4f}",
+            "steps skipped, their gradient not finite": skipped,
             "wall time": f"{(time.monotonic() - started) / 60:.1f} min for steps {first_step + 1} to {step}",
         }
         if accelerator.is_main_process:
@@ -504,20 +655,19 @@ def _identity(batch):
 
 
 def count_model_flops(model):
-    noise_ratio = {"noise_ratio": torch.full((1,), 0.5, device=model.device)} if model.config.use_noise_ratio else {}
     size = model.config.sample_size
     size = (size, size) if isinstance(size, int) else size
-    return count_flops(model, (model.config.in_channels, *size), **noise_ratio)
+    return count_flops(model, (model.config.in_channels, *size))
 
 
 @torch.no_grad()
-def validate(part, step, pipeline, cache, ema, args, accelerator):
+def validate(part, step, pipeline, cache, ema, args, accelerator, teacher=None):
     """
     Write a grid with fixed seeds, a row of images for each number of steps, with the averaged weights.
 
     While the prior trains, the images are its coarse latents, upsampled and decoded. While the flow does, they are its
     own, from coarse latents of the prior model where there is one, else of the first images; a source that is all
-    noise needs none.
+    noise needs none. The rows of a teacher, with the guidance that is folded into the student, come first.
     """
     if pipeline.transformer is None:
         return  # a prior alone shows nothing yet
@@ -526,14 +676,11 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
         ema.store(model.parameters())
         ema.copy_to(model.parameters())
     model.eval()
-    pipeline.to(accelerator.device)
-    pipeline.set_progress_bar_config(disable=True)
-    n = args.num_validation_images
+    n, num_classes = args.num_validation_images, pipeline.transformer.config.num_classes
     inputs, origin = {}, "generated"
     steps_of_part = "prior_num_inference_steps" if part == "prior" else "num_inference_steps"
-    if pipeline.transformer.config.num_classes is not None:
-        inputs["class_labels"] = [i % pipeline.transformer.config.num_classes for i in range(n)]
-        inputs["guidance_scale"] = inputs["prior_guidance_scale"] = args.validation_guidance_scale
+    if num_classes is not None:
+        inputs["class_labels"] = [i % num_classes for i in range(n)]
     if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
         batch = cache.__getitems__([(i % len(cache), False) for i in range(n)])
         sample = batch["sample"].to(accelerator.device)
@@ -542,20 +689,30 @@ def validate(part, step, pipeline, cache, ema, args, accelerator):
         if "class_labels" in inputs:
             inputs["class_labels"] = batch["label"]
     images = []
-    for num_inference_steps in (1, 2, 4, 8):
-        generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
-        output = pipeline(
-            num_images_per_prompt=1 if "class_labels" in inputs or "prior_latents" in inputs else n,
-            generator=generators,
-            output_prior_images=part == "prior",
-            **{steps_of_part: num_inference_steps},
-            **inputs,
-        )
-        images += output.prior_images if part == "prior" else output.images
-    grid = make_image_grid(images, rows=4, cols=n)
+    for pipe in (pipeline,) if teacher is None else (teacher, pipeline):
+        pipe.to(accelerator.device)
+        pipe.set_progress_bar_config(disable=True)
+        scales = {}
+        for name, network in (("guidance_scale", pipe.transformer), ("prior_guidance_scale", pipe.prior)):
+            if num_classes is not None and network is not None and not network.config.use_meanflow:
+                distilled = None if teacher is None else getattr(args, name) or 1.0
+                scales[name] = args.validation_guidance_scale if distilled is None else distilled
+        for num_inference_steps in (1, 2, 4, 8):
+            generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
+            output = pipe(
+                num_images_per_prompt=1 if "class_labels" in inputs or "prior_latents" in inputs else n,
+                generator=generators,
+                output_prior_images=part == "prior",
+                **{steps_of_part: num_inference_steps},
+                **inputs,
+                **scales,
+            )
+            images += output.prior_images if part == "prior" else output.images
+    grid = make_image_grid(images, rows=len(images) // n, cols=n)
     folder = os.path.join(args.output_dir, "samples")
     os.makedirs(folder, exist_ok=True)
-    grid.save(os.path.join(folder, f"{part}-{step:06d}-{origin}-coarse-steps-1-2-4-8.png"))
+    of_teacher = "-teacher-then-student" if teacher is not None else ""
+    grid.save(os.path.join(folder, f"{part}-{step:06d}-{origin}-coarse{of_teacher}-steps-1-2-4-8.png"))
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({f"{part}/samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
@@ -597,7 +754,8 @@ def main(args):
                 progress=lambda shards: tqdm(shards, desc="encode", disable=not accelerator.is_main_process),
             )
 
-    pipeline, cache = build_pipeline(args, cache_latents)
+    teacher = load_teacher(args)
+    pipeline, cache = build_pipeline(args, cache_latents, teacher)
     facts = {
         "Data": {
             "images": f"{len(cache):,} of {args.dataset_name or os.path.basename(args.train_data_dir.rstrip('/'))}",
@@ -612,8 +770,13 @@ def main(args):
             k: pipeline.scheduler.config[k] for k in ("projection", "factor", "noise_ratio", "noise_ratio_range")
         },
     }
+    if teacher is not None or args.objective == "mean_flow":
+        facts["One-step training"] = {"objective": "distillation" if teacher is not None else args.objective}
+        facts["One-step training"] |= {
+            k: getattr(args, k) for k in ("teacher", *ONE_STEP) if getattr(args, k) is not None
+        }
     for part in ("prior", "flow") if args.train == "both" else (args.train,):
-        facts[f"Training of the {part}"] = train(part, pipeline, cache, args)
+        facts[f"Training of the {part}"] = train(part, pipeline, cache, args, teacher)
 
     if accelerator.is_main_process:
         facts["Environment"] = {
@@ -625,7 +788,12 @@ def main(args):
         if pipeline.transformer is not None:
             pipeline.save_pretrained(args.output_dir)
             labels = json.dumps(list(pipeline.labels)[:4]) if pipeline.labels else "num_images_per_prompt=4"
-            text, arguments = "", f"{labels}, num_inference_steps=4"
+            text, arguments = (
+                "",
+                f"{labels}, num_inference_steps={1 if pipeline.transformer.config.use_meanflow else 4}",
+            )
+            if pipeline.prior is not None and pipeline.prior.config.use_meanflow:
+                arguments += ", prior_num_inference_steps=1"
             if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
                 text, arguments = (
                     "There is no prior model: `low` is yours.",

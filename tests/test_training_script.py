@@ -668,7 +668,7 @@ def test_a_bad_argument_is_named(capsys, line, named):
 @pytest.mark.parametrize(
     "line",
     "--factor 2|--noise_ratio 0.4|--projection area|--noise_ratio_range 0.3 0.8|--transformer_size small|--patch_size 1|"
-    "--use_meanflow|--pretrained_vae_model_name_or_path v|--vae_subfolder s|--latent_statistics config|--no-conditional|"
+    "--pretrained_vae_model_name_or_path v|--vae_subfolder s|--latent_statistics config|--no-conditional|"
     "--pretrained_prior_model_name_or_path p|--prior_subfolder s".split("|"),
 )
 def test_what_the_pipeline_decides_cannot_be_given_beside_it(capsys, line):
@@ -705,10 +705,15 @@ def test_a_bad_configuration_file_is_named(workplace, capsys, content, named):
 
 def test_the_command_line_overrides_the_file_which_overrides_the_defaults(workplace):
     values = {"factor": 2, "logit_mean": -1e-6, "random_flip": False, "gradient_checkpointing": False, "seed": 3}
-    values |= {"noise_ratio_range": [0.3, 0.8], "use_meanflow": True, "report_to": None, "output_dir": "of_the_file"}
+    values |= {
+        "noise_ratio_range": [0.3, 0.8],
+        "gradient_checkpointing": True,
+        "report_to": None,
+        "output_dir": "of_the_file",
+    }
     (workplace / "c.json").write_text(json.dumps(values))
-    args = script.parse_args(["--config", "c.json", "--seed", "4", "--no-use_meanflow"])
-    expected = values | {"seed": 4, "use_meanflow": False, "max_train_steps": 10_000}
+    args = script.parse_args(["--config", "c.json", "--seed", "4", "--no-random_flip"])
+    expected = values | {"seed": 4, "random_flip": False, "max_train_steps": 10_000}
     assert {key: getattr(args, key) for key in expected} == expected
 
 

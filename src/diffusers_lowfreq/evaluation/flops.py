@@ -17,7 +17,7 @@ def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **conditi
         sample_shape (`tuple[int, ...]`):
             `(channels, height, width)` of its input.
         condition:
-            Further inputs of the model.
+            Further inputs of the model; what a [`LowFreqTransformer2DModel`] requires beside the time is filled in.
 
     Returns:
         `int`: The count.
@@ -27,6 +27,9 @@ def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **conditi
 
     sample = torch.zeros(1, *sample_shape, dtype=model.dtype, device=model.device)
     timestep = torch.full((1,), 500.0, device=model.device)
+    config, one = getattr(model, "config", {}), torch.ones(1, device=model.device)
+    required = {"noise_ratio": "use_noise_ratio", "guidance": "guidance_scale_range"}
+    condition = {name: one for name, flag in required.items() if config.get(flag)} | condition
     # The fused CPU attention is unknown to the counter; the mathematical one is made of matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(sample, timestep, **condition)

@@ -167,7 +167,14 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
         time_max_frequency (`float`, defaults to `32.0`):
             Highest frequency of the time embedding, in radians per unit of `timestep / 1000`.
         use_meanflow (`bool`, defaults to `False`):
-            Accept a second time, `timestep_r`. Its last layer starts at zero, so a flow checkpoint goes on unchanged.
+            Accept a second time, `timestep_r`, and predict the mean velocity down to it: the mark of a one-step model. Its
+            last layer starts at zero, so a flow checkpoint goes on unchanged.
+        guidance_scale (`float`, *optional*):
+            The classifier-free guidance that the training of a one-step model folds into its output. Pipelines ask for it
+            and make no second call.
+        guidance_scale_range (`list[float]`, *optional*):
+            Accept `guidance`, for training over a range of it; `guidance_scale` is then the default. Starts at zero
+            likewise.
         use_noise_ratio (`bool`, defaults to `False`):
             Accept the `noise_ratio` of the source, for training over a range of it. Starts at zero likewise.
         sample_mean (`list[float]`, *optional*), sample_std (`list[float]`, *optional*):
@@ -197,6 +204,8 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
         num_classes: int | None = None,
         time_max_frequency: float = 32.0,
         use_meanflow: bool = False,
+        guidance_scale: float | None = None,
+        guidance_scale_range: list[float] | None = None,
         use_noise_ratio: bool = False,
         sample_mean: list[float] | None = None,
         sample_std: list[float] | None = None,
@@ -216,6 +225,21 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
             value = self.config[name]
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
+        if guidance_scale is not None or guidance_scale_range is not None:
+            if not use_meanflow or num_classes is None:
+                raise ValueError("`guidance_scale` needs a model with `use_meanflow=True` and `num_classes`.")
+            bounds = [guidance_scale] * 2 if guidance_scale_range is None else guidance_scale_range
+            if (
+                not isinstance(bounds, (list, tuple))
+                or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (guidance_scale, *bounds))
+                or len(bounds) != 2
+                or not 0 < bounds[0] <= guidance_scale <= bounds[1] < float("inf")
+                or (guidance_scale_range is not None and not 1 <= bounds[0] < bounds[1])
+            ):
+                raise ValueError(
+                    "`guidance_scale` must be a positive number, in `guidance_scale_range`, two rising numbers from 1 on, "
+                    f"where that is given; got {guidance_scale!r} and {guidance_scale_range!r}."
+                )
         if (sample_mean is None) != (sample_std is None):
             raise ValueError("`sample_mean` and `sample_std` must be given together.")
         for name in ("sample_mean", "sample_std"):
@@ -228,6 +252,8 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
         self.time_embed = TimeEmbedding(dim, time_max_frequency)
         if use_meanflow:
             self.time_embed_r = TimeEmbedding(dim, time_max_frequency, zero_init=True)
+        if guidance_scale_range is not None:
+            self.time_embed_guidance = TimeEmbedding(dim, time_max_frequency, zero_init=True)
         if use_noise_ratio:
             self.time_embed_noise_ratio = TimeEmbedding(dim, time_max_frequency, zero_init=True)
         if num_classes is not None:
@@ -257,6 +283,7 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
         class_labels: torch.Tensor | None = None,
         timestep_r: torch.Tensor | None = None,
         noise_ratio: torch.Tensor | None = None,
+        guidance: torch.Tensor | None = None,
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple:
@@ -275,6 +302,8 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
                 mean velocity over it. Omitted: `timestep` itself, the plain velocity. Needs `use_meanflow`.
             noise_ratio (`torch.Tensor` of shape `(batch,)`, *optional*):
                 The share of noise in the source, required with `use_noise_ratio` and refused without.
+            guidance (`torch.Tensor` of shape `(batch,)`, *optional*):
+                The guidance scale, at least 1, required with `guidance_scale_range` and refused without.
             attention_kwargs (`dict`, *optional*):
                 `{"scale": float}` sets the weight of a LoRA.
             return_dict (`bool`, defaults to `True`):
@@ -298,7 +327,8 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
                 f"divisible by {p}, got {tuple(hidden_states.shape)}."
             )
         batch, channels, height, width = hidden_states.shape
-        for name, value in (("timestep", timestep), ("timestep_r", timestep_r), ("noise_ratio", noise_ratio)):
+        numbers = {"timestep": timestep, "timestep_r": timestep_r, "noise_ratio": noise_ratio, "guidance": guidance}
+        for name, value in numbers.items():
             if value is not None and value.shape not in ((), (1,), (batch,)):
                 raise ValueError(f"`{name}` must be of shape () or ({batch},), got {tuple(value.shape)}.")
         if class_labels is not None and class_labels.shape != (batch,):
@@ -318,6 +348,11 @@ class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAda
             )
         if noise_ratio is not None:
             condition = condition + self.time_embed_noise_ratio(noise_ratio.expand(batch), dtype)
+        if (guidance is not None) != (self.config.guidance_scale_range is not None):
+            given = "" if self.config.guidance_scale_range is not None else "not "
+            raise ValueError(f"`guidance` must {given}be given to this model.")
+        if guidance is not None:
+            condition = condition + self.time_embed_guidance(1 - 1 / guidance.float().expand(batch), dtype)
         if self.config.num_classes is not None:
             if class_labels is None:
                 class_labels = torch.full((batch,), self.config.num_classes, device=hidden_states.device)

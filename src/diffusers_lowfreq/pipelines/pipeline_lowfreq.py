@@ -103,6 +103,7 @@ class LowFreqPipeline(DiffusionPipeline):
             transformer=transformer, scheduler=scheduler, vae=vae, prior=prior, prior_scheduler=prior_scheduler
         )
         self._check_schedulers()
+        self._check_one_step()
         self.register_to_config(id2label=id2label, truncate_prior=truncate_prior)
         self.labels = {name: int(number) for number, name in (id2label or {}).items()}
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -198,6 +199,26 @@ class LowFreqPipeline(DiffusionPipeline):
                 f"FlowMatchEulerDiscreteScheduler without `stochastic_sampling`), got {name}."
             )
 
+    def _check_one_step(self):
+        """Refuse a solver that does not step by the mean velocity of a one-step model, or one that expects it of a flow."""
+        for component, scheduler_name in (("transformer", "scheduler"), ("prior", "prior_scheduler")):
+            model, scheduler = getattr(self, component), getattr(self, scheduler_name)
+            if model is None or scheduler is None:
+                continue
+            name, is_mean_flow = type(scheduler).__name__, getattr(model.config, "use_meanflow", False)
+            if name.startswith("FlowMap") and not is_mean_flow:
+                raise ValueError(
+                    f"`{scheduler_name}` must not be a {name}: it steps by a mean velocity, and the `{component}` predicts "
+                    "that of an instant (its `use_meanflow` is False). Use a FlowMatchEulerDiscreteScheduler."
+                )
+            first_order = "Euler" in name or name == "LowFreqFlowMatchScheduler"
+            if is_mean_flow and (not first_order or scheduler.config.get("solver_order", 1) != 1):
+                raise ValueError(
+                    f"`{scheduler_name}` must step by `x + (sigma_next - sigma) * u`, since the `{component}` predicts a mean "
+                    f"velocity: an Euler scheduler, or `solver_order=1`, got {name} of order "
+                    f"{scheduler.config.get('solver_order', getattr(scheduler, 'order', 1))}."
+                )
+
     # ------------------------------------------------------------------------------------------------ inputs
 
     def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
@@ -259,12 +280,32 @@ class LowFreqPipeline(DiffusionPipeline):
     ):
         """Raise a `ValueError` that names the first argument of a call that is not allowed."""
         self._check_schedulers()
+        self._check_one_step()
         self._check_count("num_inference_steps", num_inference_steps)
         self._check_count("prior_num_inference_steps", prior_num_inference_steps)
         self._check_count("num_images_per_prompt", num_images_per_prompt)
         for name, value in (("guidance_scale", guidance_scale), ("prior_guidance_scale", prior_guidance_scale)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number from 0 on, got {value!r}.")
+        for name, value, model in (
+            ("guidance_scale", guidance_scale, self.transformer),
+            ("prior_guidance_scale", prior_guidance_scale, self.prior),
+        ):
+            if model is None or not getattr(model.config, "use_meanflow", False):
+                continue
+            folded, allowed = self._default_guidance_scale(model), model.config.guidance_scale_range
+            if allowed is None and value != folded:
+                raise ValueError(
+                    f"`{name}` must be left out, or be {folded:g}: this one-step model has its guidance folded in, got "
+                    f"{value!r}."
+                )
+            if allowed is not None and not allowed[0] <= value <= allowed[1]:
+                raise ValueError(f"`{name}` must be in the trained range {list(allowed)}, got {value!r}.")
+        if getattr(self.transformer.config, "use_meanflow", False) and tuple(guidance_interval) != (0.0, 1.0):
+            raise ValueError(
+                "`guidance_interval` must be left out: this one-step model has its guidance folded in, got "
+                f"{guidance_interval!r}."
+            )
         if (
             not isinstance(guidance_interval, (list, tuple))
             or len(guidance_interval) != 2
@@ -441,6 +482,11 @@ class LowFreqPipeline(DiffusionPipeline):
         ratio = room / ((1 - alpha) * max(self.prior.config.sample_std or [1.0]))  # s / (1 - s)
         return ratio / (1 + ratio)
 
+    @staticmethod
+    def _default_guidance_scale(model: ModelMixin | None) -> float:
+        """The guidance of a call that asks for none: 1, or what a one-step model has folded in."""
+        return getattr(model.config, "guidance_scale", None) or 1.0 if model is not None else 1.0
+
     def _denoise(
         self,
         model: ModelMixin,
@@ -458,12 +504,15 @@ class LowFreqPipeline(DiffusionPipeline):
         """
         Integrate the velocity of `model` over the grid of `scheduler`; both the prior and the flow run here.
 
+        A one-step model (`use_meanflow`) is told where a step ends, and needs no second call for guidance.
+
         Return the state and the last velocity.
         """
         velocity = None
         name = "prior_latents" if stage == "prior" else "latents"
         lowest, highest = torch.tensor(guidance_interval).tolist()  # rounded to float32, as the levels are
         timesteps = scheduler.timesteps[:num_inference_steps]
+        is_mean_flow = getattr(model.config, "use_meanflow", False)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
@@ -471,7 +520,7 @@ class LowFreqPipeline(DiffusionPipeline):
                 self._current_timestep = t
                 sigma = float(scheduler.sigmas[i]) if guidance_interval != (0.0, 1.0) else 1.0
                 scale = guidance_scale() if lowest <= sigma <= highest else 1.0
-                guided = class_labels is not None and scale != 1.0
+                guided = class_labels is not None and scale != 1.0 and not is_mean_flow
                 x, labels, inputs = latents, class_labels, condition
                 if guided:
                     x = torch.cat([latents, latents])
@@ -479,6 +528,11 @@ class LowFreqPipeline(DiffusionPipeline):
                     inputs = {k: torch.cat([v, v]) for k, v in condition.items()}
                 if labels is not None:
                     inputs = {"class_labels": labels, **inputs}
+                if is_mean_flow:
+                    end = scheduler.sigmas[i + 1].to(t) * scheduler.config.num_train_timesteps
+                    inputs = {"timestep_r": end.expand(len(x)), **inputs}
+                    if model.config.guidance_scale_range is not None:
+                        inputs["guidance"] = torch.full((len(x),), scale, device=x.device)
                 velocity = model(x, t.expand(len(x)), return_dict=False, **inputs)[0]
                 if guided:
                     conditional, unconditional = velocity.chunk(2)
@@ -505,7 +559,11 @@ class LowFreqPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance_scale != 1.0 and getattr(self.transformer.config, "num_classes", None) is not None
+        return (
+            self._guidance_scale != 1.0
+            and getattr(self.transformer.config, "num_classes", None) is not None
+            and not getattr(self.transformer.config, "use_meanflow", False)
+        )
 
     @property
     def num_timesteps(self) -> int:
@@ -531,19 +589,10 @@ class LowFreqPipeline(DiffusionPipeline):
         if self._network_calls["prior"]:
             channels, height, width = self._latent_shape
             factor = self.scheduler.config.factor
-            noise_ratio = {"noise_ratio": torch.zeros(1, device=self.transformer.device)}
-            flow = count_flops(
-                self.transformer,
-                self._latent_shape,
-                **(noise_ratio if self._takes_noise_ratio else {}),
-            )
+            flow = count_flops(self.transformer, self._latent_shape)
             prior = count_flops(self.prior, (channels, height // factor, width // factor))
             nfe += self._network_calls["prior"] * prior / flow
         return nfe
-
-    @property
-    def _takes_noise_ratio(self) -> bool:
-        return getattr(self.transformer.config, "use_noise_ratio", False)
 
     # ------------------------------------------------------------------------------------------------ the call
 
@@ -557,8 +606,8 @@ class LowFreqPipeline(DiffusionPipeline):
         num_inference_steps: int = 4,
         prior_num_inference_steps: int = 8,
         sigmas: list[float] | None = None,
-        guidance_scale: float = 1.0,
-        prior_guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
+        prior_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         noise_ratio: float | None = None,
         truncate_prior: bool | None = None,
@@ -589,9 +638,11 @@ class LowFreqPipeline(DiffusionPipeline):
             sigmas (`list[float]`, *optional*):
                 Levels of the flow, strictly decreasing in (0, 1], instead of the default grid; starting below 1 is for
                 `latents` that are at that level.
-            guidance_scale (`float`, defaults to `1.0`):
-                Classifier-free guidance of the flow, `uncond + scale * (cond - uncond)`; 1 is without.
-            prior_guidance_scale (`float`, defaults to `1.0`):
+            guidance_scale (`float`, *optional*):
+                Classifier-free guidance of the flow, `uncond + scale * (cond - uncond)`; 1, which is without, when omitted.
+                A one-step model has its guidance folded in, which is then the default and costs no second call; another
+                can be asked for within its `guidance_scale_range` only.
+            prior_guidance_scale (`float`, *optional*):
                 The same for the prior model.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
                 Levels sigma between which the flow is guided (arXiv 2404.07724).
@@ -655,6 +706,10 @@ class LowFreqPipeline(DiffusionPipeline):
             batch_size = len(given)
         else:
             batch_size = num_images_per_prompt
+        if guidance_scale is None:
+            guidance_scale = self._default_guidance_scale(self.transformer)
+        if prior_guidance_scale is None:
+            prior_guidance_scale = self._default_guidance_scale(self.prior)
         self.check_inputs(
             height,
             width,
@@ -679,7 +734,8 @@ class LowFreqPipeline(DiffusionPipeline):
             raise ValueError(
                 "`truncate_prior` must not be set with `latents` or `prior_latents`: the prior does not run."
             )
-        if ids is None and not guidance_scale == prior_guidance_scale == 1:
+        unguided = [self._default_guidance_scale(model) for model in (self.transformer, self.prior)]
+        if ids is None and [guidance_scale, prior_guidance_scale] != unguided:
             logger.warning("`guidance_scale` and `prior_guidance_scale` are ignored: there are no `class_labels`.")
         self._guidance_scale = guidance_scale
         self._prior_guidance_scale = prior_guidance_scale
@@ -739,7 +795,7 @@ class LowFreqPipeline(DiffusionPipeline):
 
         # 5. The flow
         condition = {}
-        if self._takes_noise_ratio:
+        if getattr(self.transformer.config, "use_noise_ratio", False):
             condition["noise_ratio"] = torch.full((batch_size,), alpha, device=device)
         latents, _ = self._denoise(
             self.transformer,
