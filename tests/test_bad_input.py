@@ -22,7 +22,7 @@ from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFre
 
 
 NOT_A_COUNT = [0, -1, 1.0, 2.5, "2", None, True, math.nan, math.inf, [2], torch.tensor(2), np.float64(2)]
-NOT_A_SCALE = [-0.1, math.nan, math.inf, -math.inf, "2", None, True, [2.0], torch.tensor(2.0), 1j]
+NOT_A_SCALE = [-0.1, math.nan, math.inf, -math.inf, "2", True, [2.0], torch.tensor(2.0), 1j]
 NOT_A_SIZE = [0, -16, 6, 18, 16.0, "16", True, math.nan, [16], 10**30 + 2]
 NOT_A_NAME = [None, "latent", "latents", 5, [None], ["prompt_embeds"], {"latents": 1}]
 

@@ -20,7 +20,7 @@ from tiny import (
 )
 
 import diffusers
-from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline
 from diffusers_lowfreq.evaluation import count_flops
@@ -271,11 +271,126 @@ def test_dynamic_shifting_of_both_grids_follows_the_number_of_tokens():
             np.testing.assert_allclose(times(recorded), expected, atol=0.01)
 
 
-@pytest.mark.parametrize("scheduler", [FlowMapEulerDiscreteScheduler, LowFreqFlowMatchScheduler])
-def test_deterministic_flow_schedulers_sample_the_same_prior(scheduler):
+def test_deterministic_flow_schedulers_sample_the_same_prior():
     stock = make_pipeline(None)
-    other = make_pipeline(None, prior_scheduler=scheduler())
+    other = make_pipeline(None, prior_scheduler=LowFreqFlowMatchScheduler())
     torch.testing.assert_close(generate(other, seed=3), generate(stock, seed=3))
+
+
+# ------------------------------------------------------------------------------------------------ one-step models
+
+
+def one_step_parts(flow=None, prior=None, **changes):
+    """Flow and prior as mean-flow models, with guidance folded in."""
+    flow = {"use_meanflow": True, "guidance_scale": 3.0} | (flow or {})
+    prior = {"use_meanflow": True, "guidance_scale": 2.0} | (prior or {})
+    return {"transformer": make_transformer(**flow), "prior": make_prior(**prior)} | changes
+
+
+@pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, FlowMapEulerDiscreteScheduler])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_one_step_checkpoint_makes_one_call_a_step_and_is_told_where_it_ends(scheduler, steps):
+    pipe = make_pipeline(None, **one_step_parts(prior_scheduler=scheduler()))
+    flow, prior = record_calls(pipe.transformer), record_calls(pipe.prior)
+    x = generate(pipe, num_inference_steps=steps, prior_num_inference_steps=2)
+    ends = [[round(float(kwargs["timestep_r"][0]), 3) for _, kwargs in calls] for calls in (flow, prior)]
+    starts = [round(1000 * (steps - i) / steps, 3) for i in range(steps)]
+    assert times(flow) == starts and ends == [[*starts[1:], 0], [500, 0]] and times(prior) == [1000, 500]
+    assert all(len(args[0]) == 2 for args, _ in flow + prior)  # one row an image: no call for guidance
+    ratio = count_flops(pipe.prior, (4, 4, 4)) / count_flops(pipe.transformer, (4, 8, 8))
+    assert pipe.effective_nfe == pytest.approx(steps + 2 * ratio)
+    assert pipe.guidance_scale == 3.0 and pipe.prior_guidance_scale == 2.0 and not pipe.do_classifier_free_guidance
+    torch.testing.assert_close(
+        x, generate(pipe, num_inference_steps=steps, guidance_scale=3.0, prior_guidance_scale=2.0)
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_flow_map_steps_are_those_of_diffusers(steps):
+    """The loop of the pipeline, with our scheduler, against the mean velocity stepped by FlowMapEulerDiscreteScheduler."""
+    pipe = make_pipeline(None, **one_step_parts())
+    source, labels = randn(2, 4, 8, 8, seed=7), torch.tensor([0, 2])
+    stock = FlowMapEulerDiscreteScheduler()
+    stock.set_timesteps(steps)
+    x = source
+    for t, r in zip(stock.timesteps, [*stock.timesteps[1:], torch.tensor(0.0)]):
+        with torch.no_grad():
+            u = pipe.transformer(x, t.expand(2), class_labels=labels, timestep_r=r.expand(2)).sample
+        x = stock.step(u, t, x, r_timestep=r).prev_sample
+    actual = generate(pipe, latents=source, num_inference_steps=steps, output_type="latent")
+    torch.testing.assert_close(actual, x, rtol=1e-5, atol=1e-5)
+
+
+def test_one_network_may_be_one_step_and_the_other_not():
+    for part in ("transformer", "prior"):
+        pipe = make_pipeline(None, **{part: one_step_parts()[part]})
+        calls = {"transformer": record_calls(pipe.transformer), "prior": record_calls(pipe.prior)}
+        own = {"transformer": "guidance_scale", "prior": "prior_guidance_scale"}
+        generate(pipe, **{own[name]: 2.0 for name in own if name != part})
+        for name, recorded in calls.items():
+            assert ("timestep_r" in recorded[0][1]) == (name == part)
+            assert len(recorded[0][0][0]) == (2 if name == part else 4)
+
+
+def test_a_one_step_prior_may_stop_early_too():
+    pipe = make_pipeline(None, **one_step_parts())
+    calls = record_calls(pipe.prior)
+    generate(pipe, truncate_prior=True, prior_num_inference_steps=1)
+    (end,) = [float(kwargs["timestep_r"][0]) / 1000 for _, kwargs in calls]
+    assert 0.1 < end < 0.9 and end == pytest.approx(pipe._final_prior_sigma(0.5, 4, 4), abs=1e-6)
+
+
+def test_guidance_of_a_range_is_an_input_and_stays_a_choice():
+    options = {"guidance_scale_range": [1.0, 4.0]}
+    pipe = make_pipeline(None, **one_step_parts(flow=options, prior=options))
+    flow, prior = record_calls(pipe.transformer), record_calls(pipe.prior)
+    first = generate(pipe, num_inference_steps=1)
+    second = generate(pipe, num_inference_steps=1, guidance_scale=1.5, prior_guidance_scale=4.0)
+    scales = [[float(kwargs["guidance"][0]) for _, kwargs in calls] for calls in (flow, prior)]
+    assert scales == [[3.0, 1.5], [2.0, 2.0, 4.0, 4.0]] and not torch.allclose(first, second)
+    with pytest.raises(ValueError, match=r"`guidance_scale` must be in the trained range \[1.0, 4.0\], got 5.0"):
+        generate(pipe, guidance_scale=5.0)
+
+
+def test_a_one_step_checkpoint_survives_saving(tmp_path):
+    pipe = make_pipeline(**one_step_parts(flow={"guidance_scale_range": [1.0, 4.0]}))
+    pipe.save_pretrained(tmp_path)
+    again = LowFreqPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    steps = {"num_inference_steps": 1, "prior_num_inference_steps": 1}
+    assert torch.equal(generate(again, **steps), generate(pipe, **steps))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"guidance_scale": 2.0}, "`guidance_scale` must be left out, or be 3: .*folded in, got 2.0"),
+        ({"guidance_scale": 1.0}, "`guidance_scale` must be left out, or be 3"),
+        ({"prior_guidance_scale": 4.0}, "`prior_guidance_scale` must be left out, or be 2"),
+        ({"guidance_interval": (0.2, 0.8)}, "`guidance_interval` must be left out"),
+    ],
+)
+def test_guidance_that_is_folded_in_cannot_be_asked_for(inputs, message):
+    pipe = make_pipeline(None, **one_step_parts())
+    calls = record_calls(pipe.prior)
+    with pytest.raises(ValueError, match=message):
+        generate(pipe, **inputs)
+    assert not calls
+
+
+def test_one_step_solvers_and_models_are_not_mixed_up():
+    with pytest.raises(ValueError, match="`prior_scheduler` must not be a FlowMapEulerDiscreteScheduler.*`prior`"):
+        make_pipeline(None, prior_scheduler=FlowMapEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="`scheduler` must step by .*`transformer`.*order 2"):
+        make_pipeline(None, **one_step_parts(), scheduler=LowFreqFlowMatchScheduler(factor=2, solver_order=2))
+    unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    make_pipeline(None, prior_scheduler=unipc)
+    with pytest.raises(ValueError, match="`prior_scheduler` must step by .*`prior`.*UniPCMultistepScheduler"):
+        make_pipeline(None, **one_step_parts(), prior_scheduler=unipc)
+    pipe = make_pipeline(None)
+    pipe.prior_scheduler = FlowMapEulerDiscreteScheduler()  # set later: refused by the call
+    with pytest.raises(ValueError, match="`prior_scheduler` must not be"):
+        generate(pipe)
 
 
 @pytest.mark.parametrize("order", [1, 2])

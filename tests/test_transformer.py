@@ -147,6 +147,19 @@ def test_second_time_enters_as_the_stretch_and_defaults_to_none_of_it():
     assert torch.equal(run(model, timestep_r=torch.tensor(0.0)), run(model, timestep_r=torch.zeros(2)))
 
 
+GUIDED = {"use_meanflow": True, "guidance_scale": 2.0, "guidance_scale_range": [1.0, 8.0]}
+
+
+def test_guidance_reaches_the_output_and_starts_at_zero():
+    model = make_transformer(**GUIDED)
+    outputs = [run(model, guidance=torch.full((2,), w)) for w in (1.0, 1.5, 2.0, 8.0)]
+    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(outputs, outputs[1:]))
+    for parameter in model.time_embed_guidance.linear_2.parameters():
+        assert not LowFreqTransformer2DModel(**GUIDED, num_classes=3).time_embed_guidance.linear_2.weight.any()
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(run(model, guidance=torch.full((2,), 1.5)), run(model, guidance=torch.full((2,), 8.0)))
+
+
 def test_noise_ratio_reaches_the_output():
     model = make_transformer(use_noise_ratio=True)
     low, high = (run(model, noise_ratio=torch.tensor([a, a])) for a in (0.3, 0.8))
@@ -389,10 +402,12 @@ def test_group_offloading_changes_nothing(offload):
 # ---------------------------------------------------------------------------------------------------- size
 
 
+ONE_STEP = {"use_meanflow": True, "num_classes": 3}
 CONFIGS = [
     {},
     {"patch_size": 1, "num_classes": None, "num_layers": 3, "mlp_ratio": 2.0},
     {"use_meanflow": True, "use_noise_ratio": True, "in_channels": 3, "attention_head_dim": 12},
+    {"use_meanflow": True, "guidance_scale": 2.0, "guidance_scale_range": [1.0, 4.0]},
 ]
 
 
@@ -406,7 +421,7 @@ def test_parameters_equal_the_hand_formula(config):
     attention = 4 * (d + 1) * d + 2 * c.attention_head_dim
     block = attention + (d + 1) * hidden + (hidden + 1) * d + 6 * d
     expected = (patch + 1) * d + (d + 1) * patch + (d + 1) * 6 * d + (d + 1) * 2 * d + c.num_layers * block
-    expected += embed * (1 + c.use_meanflow + c.use_noise_ratio)
+    expected += embed * (1 + c.use_meanflow + c.use_noise_ratio + (c.guidance_scale_range is not None))
     expected += 0 if c.num_classes is None else (c.num_classes + 1) * d
     assert model.num_parameters() == expected
 
@@ -419,10 +434,9 @@ def test_measured_flops_equal_the_hand_formula(config, height, width):
     d, patch = c.num_attention_heads * c.attention_head_dim, c.in_channels * c.patch_size**2
     hidden, tokens = int(c.mlp_ratio * d), height * width // c.patch_size**2
     block = tokens * (4 * d * d + 2 * d * hidden) + 2 * tokens**2 * d
-    embed = (128 * d + d * d) * (1 + c.use_meanflow + c.use_noise_ratio)
+    embed = (128 * d + d * d) * (1 + c.use_meanflow + c.use_noise_ratio + (c.guidance_scale_range is not None))
     expected = 2 * (2 * tokens * patch * d + embed + 8 * d * d + c.num_layers * block)
-    condition = {"noise_ratio": torch.zeros(1)} if c.use_noise_ratio else {}
-    assert count_flops(model, (c.in_channels, height, width), **condition) == expected
+    assert count_flops(model, (c.in_channels, height, width)) == expected
 
 
 def test_named_sizes_are_valid_and_grow():
@@ -450,6 +464,14 @@ def test_bad_sizes_are_refused(name, value):
         ({"mlp_ratio": "4"}, "mlp_ratio"),
         ({"time_max_frequency": -1.0}, "time_max_frequency"),
         ({"time_max_frequency": math.inf}, "time_max_frequency"),
+        ({"guidance_scale": 2.0, "num_classes": 3}, "guidance_scale"),
+        ({"guidance_scale": 2.0, "use_meanflow": True}, "guidance_scale"),
+        ({**ONE_STEP, "guidance_scale": 0}, "guidance_scale"),
+        ({**ONE_STEP, "guidance_scale": "2"}, "guidance_scale"),
+        ({**ONE_STEP, "guidance_scale_range": [1.0, 4.0]}, "guidance_scale"),
+        ({**ONE_STEP, "guidance_scale": 5.0, "guidance_scale_range": [1.0, 4.0]}, "guidance_scale_range"),
+        ({**ONE_STEP, "guidance_scale": 1.0, "guidance_scale_range": [0.5, 4.0]}, "guidance_scale_range"),
+        ({**ONE_STEP, "guidance_scale": 2.0, "guidance_scale_range": 2.0}, "guidance_scale_range"),
         ({"sample_mean": [0.0] * 4}, "sample_std"),
         ({"sample_mean": [0.0] * 3, "sample_std": [1.0] * 3}, "sample_mean"),
         ({"sample_mean": [0.0] * 4, "sample_std": 0.5}, "sample_std"),
@@ -472,6 +494,9 @@ def test_bad_configurations_are_refused(config, named):
         ({}, {"timestep_r": TIME}, "`timestep_r` .*use_meanflow"),
         ({}, {"noise_ratio": torch.zeros(2)}, "`noise_ratio` must not be given"),
         ({"use_noise_ratio": True}, {}, "`noise_ratio` must be given"),
+        (GUIDED, {}, "`guidance` must be given"),
+        (GUIDED, {"guidance": torch.ones(3)}, r"`guidance` .*\(2,\).*\(3,\)"),
+        ({"use_meanflow": True}, {"guidance": torch.ones(2)}, "`guidance` must not be given"),
         ({"num_classes": None}, {"class_labels": torch.zeros(2, dtype=torch.long)}, "`class_labels` must not"),
         ({"use_meanflow": True}, {"timestep_r": torch.zeros(5)}, r"`timestep_r` .*\(2,\).*\(5,\)"),
     ],
