@@ -730,6 +730,10 @@ def main(args):
             f"`distributed_type` of the accelerate configuration must be one of plain data parallelism, got "
             f"{accelerator.distributed_type.name}: its checkpoints would lack the sharded weights."
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError(
+            "`mixed_precision` must be 'no' or 'bf16' here: 'fp16' needs a gradient scaler, which this device has not."
+        )
     repo_id = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
     if args.push_to_hub and accelerator.is_main_process:  # first of all: a wrong name or token shows now
         repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id
