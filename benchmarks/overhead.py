@@ -20,9 +20,9 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers.utils.torch_utils import randn_tensor
-from diffusers_lowfreq import LowFreqPipeline
+from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
 from diffusers_lowfreq.autoencoding import decode_latents
-from diffusers_lowfreq.objectives import FlowMatching
+from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow
 from diffusers_lowfreq.training import KeyedBatchSampler, LatentCache, load_images, machine_kind, uniform
 
 
@@ -125,6 +125,37 @@ def training_step(pipe, pairs, batch_size):
     return ratio(lambda: step(True), lambda: step(False), pairs, "training step")
 
 
+def objective_steps(pipe, pairs, batch_size):
+    """A training step of each one-step objective over one of flow matching, same network; half of the times are equal."""
+    config = {k: v for k, v in pipe.transformer.config.items() if not k.startswith("_")}
+    model = LowFreqTransformer2DModel.from_config(config | {"use_meanflow": True}).train()
+    model.load_state_dict(pipe.transformer.state_dict(), strict=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    source, sample = torch.randn(2, batch_size, model.config.in_channels, *model.config.sample_size)
+    condition = {"class_labels": torch.zeros(batch_size, dtype=torch.long)}
+    if model.config.use_noise_ratio:
+        condition["noise_ratio"] = torch.full((batch_size,), 0.5)
+    teacher = pipe.transformer.eval().requires_grad_(False)
+    pair, guided = {"tangent": "pair"}, {"guidance_scale": 2.0}
+    objectives = {
+        "MeanFlow (the pair's tangent)": MeanFlow(**pair),
+        "MeanFlow (the pair's tangent), central difference": MeanFlow(**pair, derivative="central"),
+        "improved MeanFlow (the network's tangent)": MeanFlow(),
+        "improved MeanFlow, guidance folded in": MeanFlow(**guided),
+        "distillation": Distillation(teacher=teacher),
+        "distillation, guidance folded in": Distillation(teacher=teacher, **guided),
+    }
+
+    def step(objective):
+        generator = torch.Generator().manual_seed(0)
+        objective(model, source, sample, generator=generator, **condition).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    bare = FlowMatching()
+    return {name: ratio(lambda: step(o), lambda: step(bare), pairs, name) for name, o in objectives.items()}
+
+
 def loader_wait(pipe, batch_size, steps):
     """The share of the training time that is spent waiting for the loader of cached latents."""
     import numpy as np
@@ -177,6 +208,7 @@ def main():
     }
     result["pipeline_call"], result["peak_memory"] = pipeline_call(pipe, args.pairs)
     result["training_step"] = training_step(pipe, args.pairs, args.batch_size)
+    result["objective_steps"] = objective_steps(pipe, args.pairs, args.batch_size)
     result["loader_wait"] = loader_wait(pipe, args.batch_size, args.pairs)
     result["import"] = import_cost(max(5, args.pairs // 3))
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)

@@ -91,8 +91,8 @@ def build(run: dict, tier: dict, seed: int, args) -> tuple[LowFreqPipeline, dict
     """
     Return the pipeline of a run and the facts of the training of its `flow` and its `prior`.
 
-    A run with a `student` is a teacher; what `student` names of `flow` and `prior` is distilled from it, with the options
-    there, and what it does not name stays the teacher's.
+    A run with a `student` is a teacher; what `student` names of `flow` and `prior` is distilled from it, with the teacher's
+    options and those that it gives, and what it does not name stays the teacher's.
     """
     folder = os.path.join(args.work_dir, f"models-{args.tier}")
     common = run_options(run, tier, "train") | {"train_data_dir": args.train_data, "seed": seed}
@@ -100,14 +100,14 @@ def build(run: dict, tier: dict, seed: int, args) -> tuple[LowFreqPipeline, dict
     if "student" in run:
         teacher, facts = build({k: v for k, v in run.items() if k != "student"}, tier, seed, args)
         decided = {*train_lowfreq.FROM_PIPELINE_ONLY, *train_lowfreq.NEW_PRIOR}
-        options = {k: v for k, v in common.items() if k not in decided}
         names = [network.config["_name_or_path"] for network in (teacher.transformer, teacher.prior) if network]
         key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
-        options["teacher"] = os.path.join(folder, f"teacher-{key}")
-        teacher.save_pretrained(options["teacher"])
+        teacher_folder = os.path.join(folder, f"teacher-{key}")
+        teacher.save_pretrained(teacher_folder)
         pipe = teacher
         for part, own in run["student"].items():
-            part_folder, part_facts = train(part, options | own, folder)
+            options = {k: v for k, v in (common | run_options(run, tier, part)).items() if k not in decided}
+            part_folder, part_facts = train(part, options | {"teacher": teacher_folder} | own, folder)
             student = LowFreqPipeline.from_pretrained(part_folder)
             name = "prior" if part == "prior" else "transformer"
             pipe = LowFreqPipeline(

@@ -3,6 +3,8 @@
 """Show what a low-frequency flow does: the coarse image of the prior, then 1, 2, 4 and 8 steps, a row for each class.
 
 python examples/demo.py --output out/demo.png
+
+Beside them the coarse image and the image of the one-step models distilled from it: one call of each network.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from diffusers_lowfreq import LowFreqPipeline
 
 STEPS = (1, 2, 4, 8)
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "checkpoints", "cifar10-32")
+ONE_STEP = f"{SHIPPED}-one-step"
 
 
 def peak_memory_mib() -> float:
@@ -32,7 +35,7 @@ def peak_memory_mib() -> float:
 def picture(columns: dict[str, list[Image.Image]], rows: list[str], cell: int = 80) -> Image.Image:
     """Lay labelled columns of images beside each other."""
     font = ImageFont.load_default(size=14)
-    margin, top, gap = 88, 26, 4
+    margin, top, gap = 88, 26, 6
     width, height = margin + len(columns) * (cell + gap), top + len(rows) * (cell + gap)
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -51,6 +54,10 @@ def main(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--pretrained_model_name_or_path", default=SHIPPED, help="a folder or a name on the Hub")
+    parser.add_argument(
+        "--one_step_model_name_or_path",
+        help="models distilled from it; by default the shipped ones where it is the shipped one",
+    )
     parser.add_argument("--output", default="out/demo.png")
     parser.add_argument("--class_labels", nargs="+", help="names or numbers; by default every class, at most ten")
     parser.add_argument("--prior_num_inference_steps", type=int, default=8)
@@ -68,28 +75,39 @@ def main(argv=None):
     count = len(labels) if labels else 6
     conditional = {"class_labels": labels} if labels else {"num_images_per_prompt": count}
 
+    one_step = args.one_step_model_name_or_path
+    if one_step is None and args.pretrained_model_name_or_path == SHIPPED:
+        one_step = ONE_STEP
+    guidance = {"guidance_scale": args.guidance_scale, "prior_guidance_scale": args.prior_guidance_scale}
+    prior_steps = args.prior_num_inference_steps
+    runs = [(f"{n} step{'s' * (n > 1)}", pipe, "coarse", n, prior_steps, guidance) for n in STEPS]
+    if one_step is not None:
+        student = LowFreqPipeline.from_pretrained(one_step).to(args.device)
+        student.set_progress_bar_config(disable=True)
+        runs.append(("distilled", student, "1 + 1:", 1, 1, {}))  # the guidance is folded in
+
     columns = {}
-    print(
-        f"{'steps':>5} {'effective NFE':>14} {'seconds per image':>18}   (prior: {args.prior_num_inference_steps} steps)"
-    )
-    for num_inference_steps in STEPS:
-        # One generator per image: the same coarse image and the same noise in every column
+    print(f"{'':>10} {'prior steps':>12} {'steps':>6} {'effective NFE':>14} {'seconds per image':>18}")
+    for title, model, coarse, num_inference_steps, prior_num_inference_steps, scales in runs:
+        # One generator per image: the same noise in every column, and the same coarse image of each prior model
         generators = [torch.Generator().manual_seed(args.seed * 10_000 + i) for i in range(count)]
         started = time.perf_counter()
-        output = pipe(
+        output = model(
             num_inference_steps=num_inference_steps,
-            prior_num_inference_steps=args.prior_num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            prior_guidance_scale=args.prior_guidance_scale,
+            prior_num_inference_steps=prior_num_inference_steps,
             noise_ratio=args.noise_ratio,
             generator=generators,
             output_prior_images=True,
+            **scales,
             **conditional,
         )
         seconds = (time.perf_counter() - started) / count
-        print(f"{num_inference_steps:>5} {pipe.effective_nfe:>14.2f} {seconds:>18.3f}")
-        columns.setdefault("coarse", output.prior_images)
-        columns[f"{num_inference_steps} step" + "s" * (num_inference_steps > 1)] = output.images
+        print(
+            f"{title:>10} {prior_num_inference_steps:>12} {num_inference_steps:>6} {model.effective_nfe:>14.2f} "
+            f"{seconds:>18.3f}"
+        )
+        columns.setdefault(coarse, output.prior_images)
+        columns[title] = output.images
     print(f"peak memory {peak_memory_mib():.0f} MiB")
 
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)

@@ -776,9 +776,13 @@ def main(args):
     }
     if teacher is not None or args.objective == "mean_flow":
         facts["One-step training"] = {"objective": "distillation" if teacher is not None else args.objective}
-        facts["One-step training"] |= {
-            k: getattr(args, k) for k in ("teacher", *ONE_STEP) if getattr(args, k) is not None
-        }
+        if teacher is not None:
+            is_folder = os.path.isdir(args.teacher)
+            facts["One-step training"]["teacher"] = (
+                os.path.basename(args.teacher.rstrip("/")) if is_folder else args.teacher
+            )
+        names = [k for k in ONE_STEP if getattr(args, k) is not None and not (k == "tangent" and teacher is not None)]
+        facts["One-step training"] |= {k: getattr(args, k) for k in names}
     for part in ("prior", "flow") if args.train == "both" else (args.train,):
         facts[f"Training of the {part}"] = train(part, pipeline, cache, args, teacher)
 

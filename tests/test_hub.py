@@ -80,3 +80,22 @@ def test_data_and_autoencoder_come_by_name(workplace, hub):
     assert sorted(pipe.labels) == CLASSES and pipe.vae.config.latents_mean is not None
     assert "| images | 12 of org/data |" in (workplace / "out" / "README.md").read_text()
     assert generate_here("out").shape == (2, 16, 16, 3)
+
+
+def test_a_teacher_comes_by_name(workplace, hub):
+    make_folder(workplace / "images")
+    run_process(*TRAIN, "--patch_size", 4, "--train_data_dir", "images", cwd=workplace, **hub.environment)
+    files = [path for path in (workplace / "out").rglob("*") if path.is_file()]
+    parts = ("model_index.json", "transformer", "prior", "scheduler", "prior_scheduler")
+    names = {str(path.relative_to(workplace / "out")): path for path in files}
+    hub.repos["models", "org/teacher"] = {
+        name: path.read_bytes() for name, path in names.items() if name.split("/")[0] in parts
+    }
+    student = [option for option in TRAIN if option != "nano"]  # the sizes are the teacher's
+    student = [option for option in student if option not in ("--transformer_size", "--prior_size")]
+    student[student.index("out")] = "student"
+    teacher = ["--teacher", "org/teacher", "--guidance_scale", 2, "--prior_guidance_scale", 2]
+    run_process(*student, "--train_data_dir", "images", *teacher, cwd=workplace, **hub.environment)
+    pipe = LowFreqPipeline.from_pretrained("student")
+    assert pipe.transformer.config.use_meanflow and pipe.prior.config.guidance_scale == 2.0
+    assert "| teacher | org/teacher |" in (workplace / "student" / "README.md").read_text()
