@@ -9,7 +9,7 @@ import torch
 import torch.nn as nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffusers.models.attention_dispatch import AttentionBackendName
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.utils.torch_utils import randn_tensor
 
 from .flow_matching import sample_times
@@ -67,9 +67,11 @@ def check_derivative(model: nn.Module, derivative: str):
     classes = {base.__name__ for module in model.modules() for base in type(module).__mro__}
     if classes & {"FSDPModule", "FullyShardedDataParallel"}:
         raise ValueError("`derivative` must be 'central' under FSDP: forward mode cannot gather sharded parameters.")
-    for module in model.modules():
-        backend = getattr(getattr(module, "processor", None), "_attention_backend", None)
-        if backend not in (None, AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_MATH):
+    processors = [module.processor for module in model.modules() if hasattr(module, "processor")]
+    for processor in processors:
+        # None: the backend that is set for all, by the environment for example
+        backend = getattr(processor, "_attention_backend", None) or _AttentionBackendRegistry.get_active_backend()[0]
+        if backend not in (AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_MATH):
             raise ValueError(
                 "`derivative` must be 'central' with the attention backend "
                 f"{getattr(backend, 'value', backend)!r}: it has no forward-mode derivative. 'native' and '_native_math' do."
