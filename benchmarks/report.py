@@ -6,7 +6,7 @@
 
 The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file. After the name
 may stand what to write, `budgets` (the best split of a budget between prior and flow), `gap` (generated against true coarse
-latents) or `curvature` instead of everything, `frechet_distance` instead of the kernel distance, and `by GRADER`, a second
+latents), `ratios` (one and two steps against many of the first run) or `curvature` instead of everything, `frechet_distance` instead of the kernel distance, and `by GRADER`, a second
 one of the file. Takes what `run_study.py` and
 `coupling.py` write.
 """
@@ -183,6 +183,40 @@ def gap_table(result: dict, metric: str) -> str:
     return "\n".join(lines)
 
 
+def ratios_table(result: dict, metric: str) -> str:
+    """The distance over that of the first run, with the same kind of coarse latents, at 16 steps and its most prior steps."""
+    groups, scale = gather(result), METRICS[metric][1]
+    first = next(iter(groups))[0]
+    references = {}
+    for key, group in groups.items():
+        if key[0] == first and 16 in group["steps"]:
+            references[key[1]] = group["steps"][16], key[2]  # the last is the one with the most prior steps
+    steps = [n for n in (1, 2) if any(n in group["steps"] for group in groups.values())]
+    told = " and ".join(
+        f"{scale * sum(row[metric] for row in rows) / len(rows):.1f} with {kind} coarse latents"
+        + (f" of {prior_steps} prior steps" if prior_steps else "")
+        for kind, (rows, prior_steps) in references.items()
+    )
+    lines = [
+        f"{caption(result, groups, metric)} In brackets: over that of the run *{first}* at 16 steps, seed by seed; it is {told}. "
+        "Without coarse latents: over the former.",
+        "",
+        f"| run | coarse | prior steps | {' | '.join(f'effective NFE | {n} step' + 's' * (n > 1) for n in steps)} |",
+        "|" + "---|" * (3 + 2 * len(steps)),
+    ]
+    for key, group in groups.items():
+        reference, _ = references[key[1] or next(iter(references))]
+        cells = []
+        for n in steps:
+            rows = group["steps"].get(n, [])
+            ratios = [row[metric] / other[metric] for row, other in zip(rows, reference)]
+            nfe = f"{rows[0]['effective_nfe']:.2f}" if rows else "-"
+            values = [scale * row[metric] for row in rows]
+            cells.append(f"{nfe} | {f'{spread(values, 1)} ({sum(ratios) / len(ratios):.2f}×)' if rows else '-'}")
+        lines.append(f"| {key[0]} | {key[1] or '-'} | {key[2] or '-'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def curvature_table(result: dict, metric: str) -> str:
     """The curvature of each run, and how many times less that is than that of the first."""
     groups = {key: group for key, group in gather(result).items() if group["curvature"]}
@@ -286,7 +320,13 @@ def coupling_table(result: dict) -> str:
     return "\n".join(lines)
 
 
-VIEWS = {None: study_table, "budgets": budgets_table, "gap": gap_table, "curvature": curvature_table}
+VIEWS = {
+    None: study_table,
+    "budgets": budgets_table,
+    "gap": gap_table,
+    "ratios": ratios_table,
+    "curvature": curvature_table,
+}
 
 
 def by_grader(result: dict, name: str) -> dict:

@@ -1,7 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """The scripts in `benchmarks/`: figures come from results files, results come from what was measured, once."""
 
+import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from scripts import make_folder, make_pixels, make_vae, run_process, workplace
-from tiny import make_autoencoder, make_pipeline, make_transformer, randn, randomize, seeded
+from tiny import make_autoencoder, make_pipeline, make_prior, make_transformer, randn, randomize, seeded
 
 from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
@@ -194,6 +196,28 @@ def test_budgets_table_takes_the_best_split_within_each_budget():
 def test_gap_table_subtracts_seed_by_seed():
     lines = report.table(study_results(), "gap", "frechet_distance").splitlines()
     assert lines[4:] == [f"| ours | {n} | 1.0 ± 0.0 (+8%) | 1.0 ± 0.0 (+16%) |" for n in (1, 2)]
+
+
+def test_ratios_table_divides_by_many_steps_of_the_first_run():
+    result = study_results()
+    result["runs"] = result["runs"][1::2] + result["runs"][::2]  # "ours" first
+    for run in result["runs"][:2]:
+        for row in [row for row in run["rows"] if row["steps"] == 2]:
+            prior_steps = row["prior_steps"] or 0
+            many = {"steps": 16, "frechet_distance": 2.0 + run["seed"] + prior_steps}
+            run["rows"].append(row | many | {"effective_nfe": 16 + 0.1 * prior_steps})
+    lines = report.table(result, "ratios", "frechet_distance").splitlines()
+    assert "4.5 with generated coarse latents of 2 prior steps and 2.5 with true coarse latents" in lines[0]
+    # 13 / 4 and 13.8 / 5 with generated ones, 12 / 2 and 12.8 / 3 with true ones; without, over the former
+    assert lines[4] == "| ours | generated | 1 | 1.10 | 13.4 ± 0.4 (3.00×) | 2.10 | 7.4 ± 0.4 (1.67×) |"
+    assert lines[6].startswith("| ours | true | - | 1.00 | 12.4 ± 0.4 (5.13×) |")
+    assert lines[7].startswith("| plain | - | - | 1.00 | 12.4 ± 0.4 (2.78×) |") and len(lines) == 8
+
+
+def test_training_cost_counts_the_teacher_too():
+    run = study_results()["runs"][1]
+    before = report.training_teraflops(run)
+    assert report.training_teraflops(run | {"student flow": run["flow"]}) == pytest.approx(before + 0.1)
 
 
 def test_curvature_table_has_ratios_to_the_first_run():
@@ -572,6 +596,20 @@ def test_evaluate_grades_a_conditional_latent_pipeline_of_diffusers(workplace, e
     assert all(0 <= row["class_named"] <= 1 for row in rows)
 
 
+@pytest.mark.parametrize("scales", [{}, {"guidance_scale_range": [1.0, 4.0]}])
+def test_evaluate_asks_a_one_step_pipeline_for_what_it_has_folded_in(workplace, evaluation, call, scales):
+    flow = make_transformer(use_meanflow=True, guidance_scale=3.0, **scales)
+    prior = make_prior(use_meanflow=True, guidance_scale=2.0, **scales)
+    make_pipeline(transformer=flow, prior=prior).save_pretrained("one-step")
+    call(evaluate, pipeline="one-step", **evaluation | {"curvature_images": 5})
+    result = read()
+    rows = [row for row in result["rows"] if row["coarse"] == "generated"]
+    assert {(row["guidance_scale"], row["prior_guidance_scale"]) for row in rows} == {(3.0, 2.0)}
+    share = count_flops(prior, (4, 4, 4)) / count_flops(flow, (4, 8, 8))
+    assert [row["effective_nfe"] for row in rows] == pytest.approx([1 + 8 * share, 2 + 8 * share], abs=1e-4)
+    assert all(math.isfinite(figures["curvature"]) for figures in result["curvature"])
+
+
 # ---------------------------------------------------------------------------------------------------- run_study.py
 
 
@@ -672,6 +710,32 @@ def test_studies_of_a_tier_share_their_networks(workplace, grader, call, monkeyp
     assert {k: v for k, v in after.items() if k.suffix != ".lock"} == {k: v for k, v in before.items() if k.suffix != ".lock"}  # fmt: skip
     first, second = (read(workplace / f"benchmarks/results/{name}-cpu.json")["runs"][0] for name in ("tiny", "second"))
     assert [r["frechet_distance"] for r in first["rows"]] == [r["frechet_distance"] for r in second["rows"]]
+
+
+def test_run_study_distils_what_a_run_names(workplace, grader, call, monkeypatch):
+    """Teachers are shared, the part that is not named stays the teacher's, and one call of each network is what is graded."""
+    monkeypatch.setattr(run_study, "ROOT", str(workplace))
+    runs = {
+        "teacher": {},
+        "pair": {"student": {"flow": {}, "prior": {"prior_max_train_steps": 1}}},
+        "prior": {"student": {"prior": {"prior_max_train_steps": 1}}},
+        "plain": {"variants": ["long"], "flow": {"noise_ratio": 1.0}, "student": {"flow": {}}},
+    }
+    write_study(workplace, STUDY | {"runs": runs})
+    options = {"study": "tiny", "tier": "cpu", "train_data": "images", "test_data": "images", "graders_dir": "."}
+    call(run_study, **options)
+    teacher, pair, prior, plain = read(workplace / "benchmarks/results/tiny-cpu.json")["runs"]
+    assert pair["flow"] == prior["flow"] == teacher["flow"] and pair["prior"] == teacher["prior"]
+    assert pair["student prior"] == prior["student prior"] and pair["student prior"]["steps"] == "1"
+    assert pair["student flow"]["steps"] == "2" and plain["student flow"]["steps"] == "3" and "prior" not in plain
+    assert {row["effective_nfe"] for row in pair["rows"]} == {row["effective_nfe"] for row in teacher["rows"]}
+    study, tier = run_study.read_study("tiny", "cpu")
+    args = argparse.Namespace(work_dir="out/studies", tier="cpu", train_data="images", vae=None)
+    built = {name: run_study.build(run, tier, 0, args)[0] for name, run in runs.items()}
+    flows = {name: pipe.transformer.config.use_meanflow for name, pipe in built.items()}
+    priors = {name: pipe.prior is not None and pipe.prior.config.use_meanflow for name, pipe in built.items()}
+    assert flows == {"teacher": False, "pair": True, "prior": False, "plain": True}
+    assert priors == {"teacher": False, "pair": True, "prior": True, "plain": False}
 
 
 @pytest.mark.parametrize("study", sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.json")))
