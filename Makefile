@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-STUDIES := few-steps noise-ratio projection guidance prior truncation
+STUDIES := few-steps noise-ratio projection guidance prior truncation one-step
 
 .PHONY: demo test test-all style bench bench-ablations bench-coupling bench-gap bench-pictures $(STUDIES:%=bench-%)
 

@@ -23,31 +23,32 @@ def table(result: dict) -> str:
         f"{result['num_images']:,} {result['split']} images that are not compared with. The autoencoder alone reaches "
         f"{result['autoencoder_psnr_db']:.2f} dB PSNR on {result['autoencoder_psnr_images']:,} {result['split']} images.",
         "",
-        "| coarse | prior steps | α | guidance | steps | effective NFE | class named | Fréchet distance |",
-        "|---|---|---|---|---|---|---|---|",
+        "| checkpoint | coarse | prior steps | α | guidance | steps | effective NFE | class named | Fréchet distance |",
+        "|" + "---|" * 9,
     ]
     for row in result["rows"]:
         prior_steps = "-" if row["prior_steps"] is None else row["prior_steps"]
         lines.append(
-            f"| {row['coarse']} | {prior_steps} | {row['noise_ratio']:g} | {row['guidance_scale']:g} | {row['steps']} | "
-            f"{row['effective_nfe']:.2f} | {row['class_named']:.1%} | {row['frechet_distance']:.2f} |"
+            f"| {row['pipeline']} | {row['coarse']} | {prior_steps} | {row['noise_ratio']:g} | {row['guidance_scale']:g} | "
+            f"{row['steps']} | {row['effective_nfe']:.2f} | {row['class_named']:.1%} | {row['frechet_distance']:.2f} |"
         )
     return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", nargs="+", required=True, help="of one checkpoint, graded in one way")
+    parser.add_argument("--results", nargs="+", required=True, help="of checkpoints that are graded in one way")
     parser.add_argument("--files", nargs="+", required=True)
     args = parser.parse_args()
     results = []
     for path in args.results:
         with open(path, encoding="utf-8") as file:
             results.append(json.load(file))
-        for key in results[0].keys() - {"rows", "spectrum", "curvature"}:
+        for key in results[0].keys() - {"pipeline", "rows", "spectrum", "curvature"}:
             if results[-1][key] != results[0][key]:
                 raise ValueError(f"`results` must agree on `{key}`: {path!r} does not.")
-    figures = table(results[0] | {"rows": [row for result in results for row in result["rows"]]})
+    rows = [{"pipeline": result["pipeline"]} | row for result in results for row in result["rows"]]
+    figures = table(results[0] | {"rows": rows})
     for path in args.files:
         with open(path, encoding="utf-8") as file:
             text = file.read()

@@ -82,7 +82,8 @@ def check_derivative(model: nn.Module, derivative: str):
 def _full_precision(model: nn.Module, device: torch.device):
     """Leave autocast, also the one that accelerate has put around the forward of this very instance."""
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    wrapped = vars(inner).pop("forward", None) if isinstance(inner, nn.Module) else None
+    # `_original_forward` is accelerate's mark of a wrapped forward
+    wrapped = vars(inner).pop("forward", None) if hasattr(inner, "_original_forward") else None
     try:
         with torch.autocast(device.type, enabled=False):
             yield inner
@@ -317,7 +318,7 @@ class MeanFlow:
             if "guidance" in free:
                 free["guidance"] = torch.ones_like(scale)
             w = self._guided(t, scale, v.ndim)
-            # A dropped label makes the two calls equal, and its field stays unguided
+            # Where the label is dropped there is nothing to guide to: the two calls are of the same condition
             target = v + (1 - 1 / w) * (own - network(free))
         if self.tangent == "pair":
             return target, target
