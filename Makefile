@@ -29,6 +29,7 @@ style: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) benchmarks/overhead.py --output benchmarks/results/overhead.json
+	$(RUN) benchmarks/report.py --results benchmarks/results/overhead.json docs/one-step.md
 
 # The studies: CIFAR-10 as parquet files, or folders of images; TIER is a key of benchmarks/tiers.json. They go on where they stopped.
 TIER ?= cpu

@@ -7,8 +7,7 @@
 The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file. After the name
 may stand what to write, `budgets` (the best split of a budget between prior and flow), `gap` (generated against true coarse
 latents), `ratios` (one and two steps against many of the first run) or `curvature` instead of everything, `frechet_distance` instead of the kernel distance, and `by GRADER`, a second
-one of the file. Takes what `run_study.py` and
-`coupling.py` write.
+one of the file. Takes what `run_study.py` and `coupling.py` write, and of `overhead.py` the times of the objectives.
 """
 
 import argparse
@@ -37,8 +36,8 @@ LINES = {None: "-.", "generated": "-", "true": "--", "truncated": ":"}
 def load(path: str) -> dict:
     with open(path, encoding="utf-8") as file:
         result = json.load(file)
-    if not (result.get("runs") or result.get("rows")):
-        raise ValueError(f"`results` {path!r} must hold `runs` or `rows`, got neither.")
+    if not (result.get("runs") or result.get("rows") or result.get("objective_steps")):
+        raise ValueError(f"`results` {path!r} must hold `runs`, `rows` or `objective_steps`, got none of them.")
     return result
 
 
@@ -288,6 +287,22 @@ def caption(result: dict, groups: dict, metric: str) -> str:
     return " ".join(text)
 
 
+def objectives_table(result: dict) -> str:
+    """The time of a training step of each one-step objective over one of flow matching."""
+    lines = [
+        f"Time of a training step over one of flow matching with the same network and batch, in turn in one run: medians and "
+        f"quartiles. Half of the pairs of times are equal. Measured by `benchmarks/overhead.py` on {result['machine']}, "
+        f"{result['threads']} threads, torch {result['torch']}, with the flow of `{result['pipeline']}`.",
+        "",
+        "| objective | time of a step | training images a second |",
+        "|---|---|---|",
+    ]
+    for name, row in result["objective_steps"].items():
+        low, high = row["quartiles"]
+        lines.append(f"| {name} | {row['ratio']:.2f}× ({low:.2f} to {high:.2f}) | {1 / row['ratio']:.2f}× |")
+    return "\n".join(lines)
+
+
 def coupling_cells(result: dict) -> dict[tuple, dict[float, list[float]]]:
     """Gather the identity kept, in percent: `{(pairs, operator, factor): {noise ratio: [one for each seed]}}`."""
     cells = {}
@@ -346,6 +361,8 @@ def table(result: dict, view: str | None = None, metric: str = "kernel_distance"
     """Make the Markdown of a results file; no figure in it comes from anywhere else."""
     if "rows" in result:
         return coupling_table(result)
+    if "objective_steps" in result:
+        return objectives_table(result)
     return VIEWS[view](by_grader(result, grader) if grader else result, metric)
 
 
