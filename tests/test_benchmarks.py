@@ -39,7 +39,7 @@ from graders import Grader  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
 
-DOCUMENTS = ("README.md", "docs/evidence.md", "docs/one-step.md")
+DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
 @pytest.fixture
