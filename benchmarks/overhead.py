@@ -8,6 +8,7 @@ Pairs are timed in turn, A B A B …, and the median of the ratios of each pair 
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -135,7 +136,7 @@ def objective_steps(pipe, pairs, batch_size):
     condition = {"class_labels": torch.zeros(batch_size, dtype=torch.long)}
     if model.config.use_noise_ratio:
         condition["noise_ratio"] = torch.full((batch_size,), 0.5)
-    teacher = pipe.transformer.eval().requires_grad_(False)
+    teacher = copy.deepcopy(pipe.transformer).eval().requires_grad_(False)
     pair, guided = {"tangent": "pair"}, {"guidance_scale": 2.0}
     objectives = {
         "MeanFlow (the pair's tangent)": MeanFlow(**pair),

@@ -190,7 +190,7 @@ def ratios_table(result: dict, metric: str) -> str:
     for key, group in groups.items():
         if key[0] == first and 16 in group["steps"]:
             references[key[1]] = group["steps"][16], key[2]  # the last is the one with the most prior steps
-    steps = [n for n in (1, 2) if any(n in group["steps"] for group in groups.values())]
+    steps = [n for n in (1, 2, 16) if any(n in group["steps"] for group in groups.values())]
     told = " and ".join(
         f"{scale * sum(row[metric] for row in rows) / len(rows):.1f} with {kind} coarse latents"
         + (f" of {prior_steps} prior steps" if prior_steps else "")

@@ -159,7 +159,9 @@ def parse_args(argv=None):
     group.add_argument("--guidance_scale", type=float, help="fold classifier-free guidance into the flow")
     group.add_argument("--prior_guidance_scale", type=float, help="and into the prior model")
     group.add_argument("--guidance_scale_range", type=float, nargs=2, help="train over a range, to choose at sampling")
-    group.add_argument("--guidance_interval", type=float, nargs=2, default=[0.0, 1.0], help="times that are guided")
+    group.add_argument(
+        "--guidance_interval", type=float, nargs=2, default=[0.0, 1.0], help="times at which the flow is guided"
+    )
     group.add_argument("--equal_share", type=float, default=0.5, help="of pairs of times r = t: plain flow matching")
     group.add_argument("--tangent", choices=["network", "pair"], default="network", help="improved or plain MeanFlow")
     group.add_argument("--adaptive_power", type=float, default=1.0, help="of the error that divides the gradient")
@@ -226,18 +228,26 @@ def parse_args(argv=None):
     for name in ONE_STEP:
         if not one_step and getattr(args, name) != parser.get_default(name):
             parser.error(f"argument --{name}: needs --objective mean_flow or --teacher")
-    for name in ("guidance_scale", "prior_guidance_scale"):
-        scale, (low, high) = getattr(args, name), args.guidance_scale_range or (0, float("inf"))
+    scales = {"flow": "guidance_scale", "prior": "prior_guidance_scale"}
+    low, high = args.guidance_scale_range or (0, float("inf"))
+    for part, name in scales.items():
+        scale = getattr(args, name)
+        if scale is not None and args.train not in (part, "both"):
+            parser.error(f"argument --{name}: is for the {part}, which is not trained; leave it out")
         if scale is not None and not (0 < scale < float("inf") and low <= scale <= high):
             parser.error(f"argument --{name}: must be a positive number, in --guidance_scale_range, got {scale}")
-        if args.guidance_scale_range is not None and (scale is None or not 1 <= low < high):
+        is_missing = scale is None and args.train in (part, "both")
+        if args.guidance_scale_range is not None and (is_missing or not 1 <= low < high):
             parser.error(
-                "argument --guidance_scale_range: must be two rising numbers from 1 on, with --guidance_scale and "
-                f"--prior_guidance_scale for the defaults, got {low} {high}"
+                f"argument --guidance_scale_range: must be two rising numbers from 1 on, with --{name} for the default, got "
+                f"{low} {high}"
             )
     low, high = args.guidance_interval
-    if not 0 <= low <= high <= 1:
-        parser.error(f"argument --guidance_interval: must be two rising numbers in [0, 1], got {low} {high}")
+    if not 0 <= low <= high <= 1 or (args.guidance_scale is None and (low, high) != (0, 1)):
+        parser.error(
+            "argument --guidance_interval: must be two rising numbers in [0, 1], with --guidance_scale, got "
+            f"{low} {high}"
+        )
     if not 0 <= args.adaptive_power < float("inf"):
         parser.error(f"argument --adaptive_power: must not be negative, got {args.adaptive_power}")
     taken = []
@@ -284,6 +294,7 @@ def check_teacher(teacher, pipeline, latent_shape, parts):
     facts = []
     for pipe in (teacher, pipeline):
         source = {k: pipe.scheduler.config[k] for k in SOURCE}
+        source["id2label"] = {str(k): v for k, v in (pipe.config.id2label or {}).items()}
         facts.append(source | {"latents": pipe.vae and {k: v for k, v in pipe.vae.config.items() if k[0] != "_"}})
         for part in parts:
             config = getattr(pipe, "prior" if part == "prior" else "transformer").config
@@ -303,16 +314,21 @@ def check_teacher(teacher, pipeline, latent_shape, parts):
         )
 
 
-def one_step_model(model, guidance_scale, guidance_scale_range):
+def one_step_model(model, guidance_scale, guidance_scale_range, seed=0):
     """Turn a flow into a one-step model of the same weights. What is new in it starts at zero, so it is the flow at first."""
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     config |= {"use_meanflow": True, "guidance_scale": guidance_scale, "guidance_scale_range": guidance_scale_range}
-    student = LowFreqTransformer2DModel.from_config(config)
-    missing, unexpected = student.load_state_dict(model.state_dict(), strict=False)
-    if unexpected or not all(key.startswith(("time_embed_r.", "time_embed_guidance.")) for key in missing):
+    if model.config.use_meanflow and any(
+        model.config[k] != config[k] for k in ("guidance_scale", "guidance_scale_range")
+    ):
+        has = [model.config[k] for k in ("guidance_scale", "guidance_scale_range")]
         raise ValueError(
-            f"`guidance_scale_range` must be that of the pipeline to go on with; {unexpected or missing}."
+            "`guidance_scale`, `prior_guidance_scale` and `guidance_scale_range` must be those of the one-step pipeline to go "
+            f"on with, {has[0]} and {has[1]} of one of its networks, got {guidance_scale} and {guidance_scale_range}."
         )
+    torch.manual_seed(seed)
+    student = LowFreqTransformer2DModel.from_config(config)
+    student.load_state_dict(student.state_dict() | model.state_dict())
     return student
 
 
@@ -417,12 +433,22 @@ def build_pipeline(args, cache_latents, teacher=None):
     if teacher is not None:
         parts = ("flow", "prior") if args.train == "both" else (args.train,)
         check_teacher(teacher, pipeline, (channels, height, width), parts)
-    torch.manual_seed(args.seed)
     if teacher is not None or args.objective == "mean_flow":
         if args.train != "prior":
-            transformer = one_step_model(transformer, args.guidance_scale, args.guidance_scale_range)
+            transformer = one_step_model(transformer, args.guidance_scale, args.guidance_scale_range, args.seed)
+            if (
+                scheduler.config.solver_order != 1
+            ):  # a mean velocity is walked in one stride, whatever the teacher's solver
+                scheduler = LowFreqFlowMatchScheduler.from_config(scheduler.config, solver_order=1)
         if args.train != "flow":
-            prior = one_step_model(prior, args.prior_guidance_scale, args.guidance_scale_range)
+            prior = one_step_model(prior, args.prior_guidance_scale, args.guidance_scale_range, args.seed)
+    else:
+        trained = {"flow": (transformer,), "prior": (prior,), "both": (transformer, prior)}[args.train]
+        if any(model.config.use_meanflow for model in trained):
+            raise ValueError(
+                "`objective` must be 'mean_flow' to go on with one-step models, which 'flow_matching' would spoil; or distil "
+                "again, with `teacher`."
+            )
     prior_scheduler = FlowMatchEulerDiscreteScheduler() if prior is not None else None
     # A pipeline that was made before keeps its own setting
     started_from = args.pretrained_model_name_or_path or args.teacher
@@ -438,6 +464,7 @@ def make_objective(part, args, teacher):
     settings = {k: getattr(args, k) for k in ONE_STEP if k not in ("prior_guidance_scale", "tangent")}
     if part == "prior":
         settings["guidance_scale"] = args.prior_guidance_scale
+        del settings["guidance_interval"]  # of the flow, as in a call of the pipeline
     if teacher is None:
         return MeanFlow(**times, **settings, tangent=args.tangent)
     return Distillation(**times, **settings, teacher=teacher.prior if part == "prior" else teacher.transformer)
@@ -540,7 +567,7 @@ def train(part, pipeline, cache, args, teacher=None):
     )
     started = since = time.monotonic()
     first_step = logged_step = step
-    micro_step, running = 0, torch.zeros((), device=device)
+    micro_step, running = 0, torch.zeros(2, device=device)  # the sum of the losses that are finite, and their number
     skipped, skipped_in_a_row, grad_norm = 0, 0, torch.zeros(())
     for batch in loader:
         with accelerator.accumulate(wrapped):
@@ -584,7 +611,8 @@ def train(part, pipeline, cache, args, teacher=None):
                     optimizer.zero_grad()
             optimizer.step()
             optimizer.zero_grad()
-        running += loss.detach() / args.gradient_accumulation_steps
+        is_finite = loss.detach().isfinite()
+        running += torch.stack([torch.where(is_finite, loss.detach(), 0.0), is_finite.float()])
         micro_step = (micro_step + 1) % args.gradient_accumulation_steps
         if micro_step:
             continue
@@ -603,9 +631,10 @@ def train(part, pipeline, cache, args, teacher=None):
         progress.update()
         if step % args.logging_steps == 0 or step == max_train_steps:
             steps, logged_step = step - logged_step, step
-            mean_loss = accelerator.reduce(running, "mean").item() / steps
+            total, count = accelerator.reduce(running, "sum").tolist()
+            mean_loss = total / count if count else float("nan")
             rate = steps * global_batch_size / (time.monotonic() - since)
-            since, running = time.monotonic(), torch.zeros((), device=device)
+            since, running = time.monotonic(), torch.zeros(2, device=device)
             progress.set_postfix(loss=f"{mean_loss:.4f}", images_per_second=f"{rate:.0f}")
             logs = {"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0], "images_per_second": rate}
             logs |= {"grad_norm": grad_norm.item(), "skipped_steps": skipped / (step - first_step)}
@@ -638,7 +667,7 @@ def train(part, pipeline, cache, args, teacher=None):
     if step > first_step:
         facts |= {
             f"training loss, mean of the last {steps} steps": f"{mean_loss:.4f}",
-            "steps skipped, their gradient not finite": skipped,
+            "steps skipped, their gradient not finite": f"{skipped} of steps {first_step + 1} to {step}",
             "wall time": f"{(time.monotonic() - started) / 60:.1f} min for steps {first_step + 1} to {step}",
         }
         if accelerator.is_main_process:
@@ -667,7 +696,7 @@ def validate(part, step, pipeline, cache, ema, args, accelerator, teacher=None):
 
     While the prior trains, the images are its coarse latents, upsampled and decoded. While the flow does, they are its
     own, from coarse latents of the prior model where there is one, else of the first images; a source that is all
-    noise needs none. The rows of a teacher, with the guidance that is folded into the student, come first.
+    noise needs none. The rows of a teacher come first, with the guidance that is folded into the student.
     """
     if pipeline.transformer is None:
         return  # a prior alone shows nothing yet
@@ -692,7 +721,7 @@ def validate(part, step, pipeline, cache, ema, args, accelerator, teacher=None):
     for pipe in (pipeline,) if teacher is None else (teacher, pipeline):
         pipe.to(accelerator.device)
         pipe.set_progress_bar_config(disable=True)
-        scales = {}
+        scales = {"guidance_interval": args.guidance_interval} if pipe is teacher else {}
         for name, network in (("guidance_scale", pipe.transformer), ("prior_guidance_scale", pipe.prior)):
             if num_classes is not None and network is not None and not network.config.use_meanflow:
                 distilled = None if teacher is None else getattr(args, name) or 1.0
@@ -805,7 +834,7 @@ def main(args):
             if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
                 text, arguments = (
                     "There is no prior model: `low` is yours.",
-                    "prior_latents=low, num_inference_steps=4",
+                    arguments.replace(labels, "prior_latents=low"),
                 )
             save_model_card(args.output_dir, repo_id, facts, text, arguments)
         else:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import TorchDynamoPlugin
 from scipy.stats import kstest
 from scripts import run_process
 from tiny import make_transformer, randn, seeded
@@ -50,18 +51,18 @@ def deviation(t):
     return ((1 - t) ** 2 * STD**2 + (ALPHA * t) ** 2) ** 0.5
 
 
-def exact_velocity(x_t, t):
-    """E[source - x | x_t]: x_t - (1 - t) MEAN shrinks as the deviation does."""
+def exact_velocity(x_t, t, mean=MEAN):
+    """E[source - x | x_t]: x_t - (1 - t) mean shrinks as the deviation does."""
     rate = (-(1 - t) * STD**2 + ALPHA**2 * t) / deviation(t) ** 2  # of log deviation
-    return -MEAN + rate * (x_t - (1 - t) * MEAN)
+    return -mean + rate * (x_t - (1 - t) * mean)
 
 
-def exact_mean_velocity(x_t, r, t):
+def exact_mean_velocity(x_t, r, t, mean=MEAN):
     """(x_t - x_r) / (t - r), x_r being where the exact velocity leads: the standardised state stays as it is."""
-    x_r = (1 - r) * MEAN + deviation(r) / deviation(t) * (x_t - (1 - t) * MEAN)
+    x_r = (1 - r) * mean + deviation(r) / deviation(t) * (x_t - (1 - t) * mean)
     stretch = t - r
-    mean = (x_t - x_r) / torch.where(stretch == 0, torch.ones_like(stretch), stretch)
-    return torch.where(stretch == 0, exact_velocity(x_t, t), mean)
+    slope = (x_t - x_r) / torch.where(stretch == 0, torch.ones_like(stretch), stretch)
+    return torch.where(stretch == 0, exact_velocity(x_t, t, mean), slope)
 
 
 TEACHER = function_of(lambda x, r, t: exact_velocity(x, t))
@@ -124,6 +125,22 @@ def test_derivative_is_in_float32_whatever_the_autocast(derivative):
     GradientState._reset_state()
 
 
+@pytest.mark.parametrize("derivative", ["forward", "central"])
+def test_derivative_of_a_compiled_model_is_that_of_the_model(derivative):
+    """As accelerate compiles it: the autocast around the forward inside, the compiled wrapper outside."""
+    model = make_transformer(use_meanflow=True)
+    expected = time_derivative(model, *network_inputs(), derivative, class_labels=LABELS)
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    plugin = TorchDynamoPlugin(backend="eager")
+    prepared = Accelerator(cpu=True, mixed_precision="bf16", dynamo_plugin=plugin).prepare(model)
+    assert prepared is not model
+    for _ in range(2):
+        assert torch.equal(time_derivative(prepared, *network_inputs(), derivative, class_labels=LABELS), expected)
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
 def test_a_forward_that_fails_leaves_the_model_as_it_was():
     model = make_transformer(use_meanflow=True)
     model._original_forward = model.forward  # as accelerate does
@@ -138,6 +155,9 @@ def test_times_the_wrong_way_round_are_refused():
     x, r, t, v = network_inputs()
     with pytest.raises(ValueError, match="`r` must be at most `t`"):
         time_derivative(EXACT, x, t, r, v)
+    for options in ({"derivative": "exact"}, {"step": 0.0}, {"step": float("nan")}):
+        with pytest.raises(ValueError, match="`derivative` must be .* and `step` positive"):
+            time_derivative(EXACT, x, r, t, v, **options)
 
 
 # ------------------------------------------------------------------------------------------- objectives, exact answers
@@ -203,6 +223,49 @@ def test_adaptive_weight_divides_the_gradient_and_leaves_the_value(power):
 
 
 # --------------------------------------------------------------------------------------------------------- guidance
+
+FREE = -0.3  # what the velocity without a label leads to; with one it leads to MEAN
+
+
+def guided_mean(w):
+    """Exact velocities are affine in the mean, so guided ones are those of this mean."""
+    return FREE + w * (MEAN - FREE)
+
+
+@pytest.mark.parametrize("settings", [{"guidance_scale": 3.0}, {"guidance_scale_range": (1.5, 5.0)}])
+def test_distillation_ends_exactly_at_the_mean_velocity_of_the_guided_teacher(settings):
+    def velocity(x, r, t, class_labels=None):
+        return exact_velocity(x, t, FREE if class_labels is None else MEAN)
+
+    def student(x, r, t, class_labels, guidance=None):
+        return exact_mean_velocity(x, r, t, guided_mean(3.0 if guidance is None else guidance.view(-1, 1, 1, 1)))
+
+    objective = Distillation(**settings, teacher=function_of(velocity), equal_share=0.25)
+    labels = torch.zeros(256, dtype=torch.long)
+    loss = objective(function_of(student), *gaussian_pairs(256), generator=seeded(3), class_labels=labels)
+    assert loss.max() < 1e-6
+    plain = function_of(lambda x, r, t, class_labels, guidance=None: exact_mean_velocity(x, r, t))
+    assert objective(plain, *gaussian_pairs(256), generator=seeded(3), class_labels=labels).mean() > 0.1
+
+
+@pytest.mark.parametrize("tangent", ["network", "pair"])
+@pytest.mark.parametrize("settings", [{"guidance_scale": 3.0}, {"guidance_scale_range": (1.5, 5.0)}])
+def test_mean_flow_of_the_exact_guided_answer_has_no_gradient(tangent, settings):
+    num, labels = 16384, torch.zeros(16384, dtype=torch.long)
+    objective = MeanFlow(**settings, tangent=tangent, equal_share=0.2, adaptive_power=0)
+    slopes = {}
+    for scale in (0.97, 1.0, 1.03):
+        factor = torch.full((num, 1, 1, 1), scale, requires_grad=True)
+
+        def network(x, r, t, class_labels=None, guidance=None):
+            w = torch.full_like(t, 3.0) if guidance is None else guidance.view(-1, 1, 1, 1)
+            mean = FREE if class_labels is None else guided_mean(w)
+            return factor[: len(x)] * exact_mean_velocity(x, r, t, mean)
+
+        inputs = {"generator": seeded(4), "class_labels": labels}
+        objective(function_of(network), *gaussian_pairs(num), **inputs).sum().backward()
+        slopes[scale] = (factor.grad.mean() / (factor.grad.std() / num**0.5)).item()
+    assert slopes[0.97] < -6 and abs(slopes[1.0]) < 4 and slopes[1.03] > 6, slopes
 
 
 def guided_answers(w):
@@ -393,7 +456,7 @@ TEACHER_FLAT = function_of(_flat_velocity)
 TWO_PROCESSES = """
     import sys, torch, torch.distributed as dist
     sys.path.insert(0, sys.argv[2])
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from tiny import make_transformer, randn, seeded
     from diffusers_lowfreq.objectives import MeanFlow, check_derivative
 
@@ -424,6 +487,14 @@ TWO_PROCESSES = """
                 assert "`derivative` must be 'central' under FSDP" in str(error)
             else:
                 raise AssertionError("forward mode was not refused")
+            rounded = make_transformer(use_meanflow=True)
+            fully_shard(rounded, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+            try:
+                check_derivative(rounded, "central")
+            except ValueError as error:
+                assert "`model` must be sharded in float32" in str(error)
+            else:
+                raise AssertionError("gathering in half precision was not refused")
         check_derivative(model, derivative)
         actual = gradient(model, rows, derivative)
         for a, e in zip(actual, expected):
@@ -461,14 +532,21 @@ def test_what_has_no_derivative_is_refused():
     with pytest.raises(ValueError, match="`derivative` must be 'forward' or 'central', got 'both'"):
         check_derivative(model, "both")
     for derivative in ("forward", "central"):
-        with pytest.raises(ValueError, match="`model` must have parameters in float32 .*bfloat16"):
-            check_derivative(make_transformer(use_meanflow=True).to(torch.bfloat16), derivative)
+        for dtype in (torch.bfloat16, torch.float64):
+            with pytest.raises(ValueError, match=f"`model` must have parameters in float32 .*{dtype}"):
+                check_derivative(make_transformer(use_meanflow=True).to(dtype), derivative)
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"equal_share": 1.5}, "equal_share"),
+        ({"time_sampling": "cosmap"}, "time_sampling"),
+        ({"derivative_step": 0.0}, "derivative_step"),
+        ({"adaptive_power": -1.0}, "adaptive_power"),
+        ({"adaptive_epsilon": 0.0}, "adaptive_epsilon"),
+        ({"guidance_scale": 9.0, "guidance_scale_range": (1.0, 2.0)}, "guidance_scale"),
+        ({"guidance_interval": (0.2, 0.5)}, "guidance_interval"),
         ({"tangent": "data"}, "tangent"),
         ({"derivative": "exact"}, "derivative"),
         ({"guidance_scale": 0.0}, "guidance_scale"),
@@ -488,6 +566,8 @@ def test_settings_are_checked(objective, settings, named):
 def test_a_teacher_and_labels_are_asked_for():
     with pytest.raises(ValueError, match="`teacher` must be given"):
         Distillation()
+    with pytest.raises(ValueError, match="`tangent` must be left out"):
+        Distillation(teacher=TEACHER, tangent="pair")
     for settings in ({"guidance_scale": 2.0}, {"guidance_scale_range": (1.0, 2.0)}):
         with pytest.raises(ValueError, match="`guidance_scale` needs `class_labels`"):
             MeanFlow(**settings)(EXACT, *gaussian_pairs(2))

@@ -340,6 +340,49 @@ def test_a_one_step_prior_may_stop_early_too():
     assert 0.1 < end < 0.9 and end == pytest.approx(pipe._final_prior_sigma(0.5, 4, 4), abs=1e-6)
 
 
+def test_clean_coarse_latents_of_a_one_step_prior_that_stopped_early_take_one_more_call():
+    """The exact flow map of a standard normal latent: what is left after the last call has its deviation again."""
+
+    class FlowMap(torch.nn.Module):
+        def __init__(self, prior):
+            super().__init__()
+            self.config, self.dtype, self.calls = prior.config, prior.dtype, 0
+
+        def forward(self, x, timestep, timestep_r=None, **condition):
+            self.calls += 1
+            t, r = (time.view(-1, 1, 1, 1) / 1000 for time in (timestep, timestep_r))
+            end = x * (((1 - r) ** 2 + r**2) / ((1 - t) ** 2 + t**2)) ** 0.5
+            return ((x - end) / (t - r),)
+
+    pipe = make_pipeline(None, **one_step_parts())
+    prior = FlowMap(pipe.prior)
+    mean, std = (torch.tensor(pipe.prior.config[k]).view(-1, 1, 1) for k in ("sample_mean", "sample_std"))
+    pipe.prior = None
+    pipe.register_modules(prior=make_prior(use_meanflow=True, guidance_scale=2.0))
+    pipe.prior.forward = prior.forward
+    found = {}
+    for shown in (False, True):
+        prior.calls = 0
+        inputs = {"num_inference_steps": 1, "prior_num_inference_steps": 1, "truncate_prior": True}
+        output = pipe([0] * 512, generator=seeded(), output_prior_images=shown, output_type="latent", **inputs)
+        assert prior.calls == pipe._network_calls["prior"] == 1 + shown
+        found[shown] = ((output.prior_latents - mean) / std).std().item()
+    assert found[True] == pytest.approx(1, abs=0.02) and found[False] < 0.9
+
+
+@pytest.mark.parametrize("scales", [{}, {"guidance_scale_range": [1.0, 4.0]}])
+@pytest.mark.parametrize("scale", [0.0, 1e9])
+def test_guidance_that_a_callback_sets_is_checked_too(scales, scale):
+    pipe = make_pipeline(None, **one_step_parts(flow=scales, prior=scales))
+
+    def change(pipe, step, timestep, tensors):
+        pipe._guidance_scale = scale
+        return tensors
+
+    with pytest.raises(ValueError, match="`guidance_scale` must be"):
+        generate(pipe, callback_on_step_end=change)
+
+
 def test_guidance_of_a_range_is_an_input_and_stays_a_choice():
     options = {"guidance_scale_range": [1.0, 4.0]}
     pipe = make_pipeline(None, **one_step_parts(flow=options, prior=options))
@@ -368,6 +411,7 @@ def test_a_one_step_checkpoint_survives_saving(tmp_path):
         ({"guidance_scale": 1.0}, "`guidance_scale` must be left out, or be 3"),
         ({"prior_guidance_scale": 4.0}, "`prior_guidance_scale` must be left out, or be 2"),
         ({"guidance_interval": (0.2, 0.8)}, "`guidance_interval` must be left out"),
+        ({"guidance_interval": 0.5}, "`guidance_interval` must be two rising numbers"),
     ],
 )
 def test_guidance_that_is_folded_in_cannot_be_asked_for(inputs, message):

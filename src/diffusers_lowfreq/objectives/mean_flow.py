@@ -52,20 +52,33 @@ def check_derivative(model: nn.Module, derivative: str):
 
     Raises:
         ValueError: If `derivative` is unknown; if it is `"forward"` and the parameters are sharded by FSDP or the attention
-            backend has no forward-mode derivative; or if the parameters are not float32, where a difference is noise.
+            backend has no forward-mode derivative; or if the parameters are not float32, or gathered in something less, where a
+            difference is noise.
     """
     if derivative not in ("forward", "central"):
         raise ValueError(f"`derivative` must be 'forward' or 'central', got {derivative!r}.")
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    if dtypes - {torch.float32, torch.float64}:
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters() if parameter.is_floating_point()):
+        dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
         raise ValueError(
-            f"`model` must have parameters in float32 for the derivative along the path, got {sorted(map(str, dtypes))}; "
-            "use mixed precision instead."
+            f"`model` must have parameters in float32 for the derivative along the path, got {dtypes}; use mixed precision "
+            "instead."
         )
+    sharded = [
+        m
+        for m in model.modules()
+        if {"FSDPModule", "FullyShardedDataParallel"} & {c.__name__ for c in type(m).__mro__}
+    ]
+    for module in sharded:
+        # FSDP2 keeps its policy in a state, FSDP1 in an attribute; what it gathers in half precision autocast cannot undo
+        state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
+        policy = getattr(state, "_mp_policy", None) or getattr(module, "mixed_precision", None)
+        if getattr(policy, "param_dtype", None) not in (None, torch.float32):
+            raise ValueError(
+                f"`model` must be sharded in float32 for the derivative, got a policy of {policy.param_dtype}."
+            )
     if derivative == "central":
         return
-    classes = {base.__name__ for module in model.modules() for base in type(module).__mro__}
-    if classes & {"FSDPModule", "FullyShardedDataParallel"}:
+    if sharded:
         raise ValueError("`derivative` must be 'central' under FSDP: forward mode cannot gather sharded parameters.")
     processors = [module.processor for module in model.modules() if hasattr(module, "processor")]
     for processor in processors:
@@ -80,10 +93,15 @@ def check_derivative(model: nn.Module, derivative: str):
 
 @contextmanager
 def _full_precision(model: nn.Module, device: torch.device):
-    """Leave autocast, also the one that accelerate has put around the forward of this very instance."""
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """Give the bare network, out of autocast, also of the one that accelerate puts around the forward of an instance."""
+    inner = model
+    while isinstance(inner, nn.Module) and (
+        "_orig_mod" in inner._modules or isinstance(inner, nn.parallel.DistributedDataParallel)
+    ):
+        inner = inner._modules.get("_orig_mod") or inner.module
     # `_original_forward` is accelerate's mark of a wrapped forward
-    wrapped = vars(inner).pop("forward", None) if hasattr(inner, "_original_forward") else None
+    attributes = vars(inner) if isinstance(inner, nn.Module) else {}
+    wrapped = attributes.pop("forward", None) if "_original_forward" in attributes else None
     try:
         with torch.autocast(device.type, enabled=False):
             yield inner
@@ -111,7 +129,7 @@ def time_derivative(
 
     Args:
         model (`Callable`):
-            The network, or its DDP or FSDP wrapper, called as `model(x_t, timestep, timestep_r=..., **condition).sample`
+            The network, or its DDP, FSDP or compiled wrapper, called as `model(x_t, timestep, timestep_r=..., **condition).sample`
             with times in 0…1000.
         x_t (`torch.Tensor` of shape `(batch, channels, height, width)`):
             The states at `t`.
@@ -132,23 +150,28 @@ def time_derivative(
         `torch.Tensor` of the shape of `x_t`, float32.
 
     Raises:
-        ValueError: If an `r` is above its `t`.
+        ValueError: If an `r` is above its `t`, `derivative` is unknown or `step` is not positive.
     """
+    if derivative not in ("forward", "central") or not step > 0:
+        raise ValueError(
+            f"`derivative` must be 'forward' or 'central' and `step` positive, got {derivative!r} and {step!r}."
+        )
     if (r > t).any():
         raise ValueError(f"`r` must be at most `t`, got {r[r > t][0].item():g} and {t[r > t][0].item():g}.")
 
-    def u(network, x, t, r, condition):
-        return network(x, t * 1000, timestep_r=r * 1000, **condition).sample.float()
-
     x_t, tangent = x_t.float(), tangent.float()
-    with _full_precision(model, x_t.device) as inner:
+    with _full_precision(model, x_t.device) as network:
+
+        def u(x, t, r, condition):
+            return network(x, t * 1000, timestep_r=r * 1000, **condition).sample.float()
+
         if derivative == "forward":
             with sdpa_kernel(SDPBackend.MATH):
                 primals, tangents = (x_t, t), (tangent, torch.ones_like(t))
-                return torch.func.jvp(lambda x, t: u(inner, x, t, r, condition), primals, tangents)[1]
+                return torch.func.jvp(lambda x, t: u(x, t, r, condition), primals, tangents)[1]
         x = torch.cat([x_t + step * tangent, x_t - step * tangent])
         twice = {k: torch.cat([v, v]) if isinstance(v, torch.Tensor) else v for k, v in condition.items()}
-        ahead, behind = u(model, x, torch.cat([t + step, t - step]), torch.cat([r, r]), twice).chunk(2)
+        ahead, behind = u(x, torch.cat([t + step, t - step]), torch.cat([r, r]), twice).chunk(2)
         return (ahead - behind) / (2 * step)
 
 
@@ -168,7 +191,7 @@ class MeanFlow:
 
     Called as `objective(model, source, sample, *, generator, **condition)`; the `model` has `use_meanflow`. Its network
     calls beside the one that is trained: those of the derivative on samples with `r < t` (forward mode, or two by central
-    difference); the network's tangent, one on samples with `r < t`; guidance, two on those with a label.
+    difference); the network's tangent, one on samples with `r < t`; guidance, two on all.
 
     Args:
         time_sampling (`str`, defaults to `"uniform"`), logit_mean (`float`, defaults to `0.0`), logit_std (`float`, defaults to `1.0`), equal_share (`float`, defaults to `0.5`):
@@ -176,7 +199,8 @@ class MeanFlow:
         tangent (`str`, defaults to `"network"`):
             `"network"` or `"pair"`.
         guidance_scale (`float`, *optional*), guidance_scale_range (`tuple[float, float]`, *optional*):
-            The scale `w` to fold in, or the range to draw it from, with density `1 / w²`; none of them: no guidance.
+            The scale `w` to fold in, or the range to draw it from, with density `1 / w²`, where the first is then what the
+            model has for a default; none of them: no guidance.
         guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
             The times between which the field is guided (arXiv 2404.07724).
         adaptive_power (`float`, defaults to `1.0`), adaptive_epsilon (`float`, defaults to `0.001`):
@@ -202,21 +226,38 @@ class MeanFlow:
     derivative_step: float = 0.005
 
     def __post_init__(self):
-        if not 0 <= self.equal_share <= 1:
-            raise ValueError(f"`equal_share` must be in [0, 1], got {self.equal_share!r}.")
-        if self.tangent not in ("network", "pair"):
-            raise ValueError(f"`tangent` must be 'network' or 'pair', got {self.tangent!r}.")
-        if self.derivative not in ("forward", "central"):
-            raise ValueError(f"`derivative` must be 'forward' or 'central', got {self.derivative!r}.")
-        if self.guidance_scale is not None and not 0 < self.guidance_scale < float("inf"):
-            raise ValueError(f"`guidance_scale` must be a positive number, got {self.guidance_scale!r}.")
-        bounds = self.guidance_scale_range
-        if bounds is not None and not (len(bounds) == 2 and 1 <= bounds[0] < bounds[1] < float("inf")):
-            raise ValueError(f"`guidance_scale_range` must be two rising numbers from 1 on, got {bounds!r}.")
-        if not (len(self.guidance_interval) == 2 and 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1):
-            raise ValueError(
-                f"`guidance_interval` must be two rising numbers in [0, 1], got {self.guidance_interval!r}."
-            )
+        bounds, interval = self.guidance_scale_range, self.guidance_interval
+        is_range = bounds is not None and len(bounds) == 2 and 1 <= bounds[0] < bounds[1] < float("inf")
+        lowest, highest = bounds if is_range else (0.0, float("inf"))
+        scale = self.guidance_scale
+        for name, allowed, is_allowed in (
+            ("time_sampling", "'uniform' or 'logit_normal'", self.time_sampling in ("uniform", "logit_normal")),
+            ("equal_share", "in [0, 1]", 0 <= self.equal_share <= 1),
+            ("tangent", "'network' or 'pair'", self.tangent in ("network", "pair")),
+            ("derivative", "'forward' or 'central'", self.derivative in ("forward", "central")),
+            ("derivative_step", "positive", self.derivative_step > 0),
+            ("adaptive_power", "at least 0", self.adaptive_power >= 0),
+            ("adaptive_epsilon", "positive", self.adaptive_epsilon > 0),
+            ("guidance_scale_range", "two rising numbers from 1 on", bounds is None or is_range),
+            (
+                "guidance_scale",
+                "a positive number, in `guidance_scale_range` where that is given",
+                scale is None or (0 < scale < float("inf") and lowest <= scale <= highest),
+            ),
+            (
+                "guidance_interval",
+                "two rising numbers in [0, 1], and left out without guidance",
+                len(interval) == 2
+                and 0 <= interval[0] <= interval[1] <= 1
+                and (self._is_guided or tuple(interval) == (0.0, 1.0)),
+            ),
+        ):
+            if not is_allowed:
+                raise ValueError(f"`{name}` must be {allowed}, got {getattr(self, name)!r}.")
+
+    @property
+    def _is_guided(self) -> bool:
+        return self.guidance_scale is not None or self.guidance_scale_range is not None
 
     def __call__(
         self,
@@ -286,8 +327,8 @@ class MeanFlow:
         return error.detach() + (weighted - weighted.detach())
 
     def _draw_guidance(self, t: torch.Tensor, generator, condition: dict) -> torch.Tensor:
-        """The guidance scale of each sample; 1 outside the interval."""
-        if self.guidance_scale is None and self.guidance_scale_range is None:
+        """Draw the guidance scale of each sample, whatever its time; 1 without guidance."""
+        if not self._is_guided:
             return torch.ones_like(t)
         if condition.get("class_labels") is None:
             raise ValueError("`guidance_scale` needs `class_labels`: without a label there is nothing to guide to.")
@@ -310,9 +351,8 @@ class MeanFlow:
             condition = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in condition.items()}
             return model(x_t[rows], time, timestep_r=time, **condition).sample.float()
 
-        guided = self.guidance_scale is not None or self.guidance_scale_range is not None
         target, own = v, None
-        if guided:
+        if self._is_guided:
             own = network(condition)
             free = {k: x for k, x in condition.items() if k != "class_labels"}
             if "guidance" in free:
@@ -338,12 +378,11 @@ class Distillation(MeanFlow):
 
     Args:
         teacher (`Callable`):
-            A flow, called as `teacher(x_t, timestep, **condition).sample`; not trained. One call for each sample, two for
-            those that are guided.
+            A flow, called as `teacher(x_t, timestep, **condition).sample`; not trained. One call, or two with guidance.
         guidance_scale (`float`, *optional*), guidance_scale_range (`tuple[float, float]`, *optional*):
             Of the teacher, `uncond + w (cond - uncond)`.
 
-    The other arguments are those of [`MeanFlow`].
+    The other arguments, but for `tangent`, are those of [`MeanFlow`].
 
     Raises:
         ValueError: If a setting is not allowed, or `teacher` is missing.
@@ -355,11 +394,13 @@ class Distillation(MeanFlow):
         super().__post_init__()
         if self.teacher is None:
             raise ValueError("`teacher` must be given.")
+        if self.tangent != "network":
+            raise ValueError(f"`tangent` must be left out: it is the velocity of the teacher, got {self.tangent!r}.")
 
     def _field(self, model, x_t, t, later, v, scale, condition):
         condition = {k: x for k, x in condition.items() if k != "guidance"}
         velocity = self.teacher(x_t, t * 1000, **condition).sample.float()
-        if self.guidance_scale is not None or self.guidance_scale_range is not None:
+        if self._is_guided:
             free = {k: x for k, x in condition.items() if k != "class_labels"}
             unconditional = self.teacher(x_t, t * 1000, **free).sample.float()
             velocity = unconditional + self._guided(t, scale, v.ndim) * (velocity - unconditional)

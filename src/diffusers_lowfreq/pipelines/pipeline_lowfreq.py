@@ -287,25 +287,8 @@ class LowFreqPipeline(DiffusionPipeline):
         for name, value in (("guidance_scale", guidance_scale), ("prior_guidance_scale", prior_guidance_scale)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number from 0 on, got {value!r}.")
-        for name, value, model in (
-            ("guidance_scale", guidance_scale, self.transformer),
-            ("prior_guidance_scale", prior_guidance_scale, self.prior),
-        ):
-            if model is None or not getattr(model.config, "use_meanflow", False):
-                continue
-            folded, allowed = self._default_guidance_scale(model), model.config.guidance_scale_range
-            if allowed is None and value != folded:
-                raise ValueError(
-                    f"`{name}` must be left out, or be {folded:g}: this one-step model has its guidance folded in, got "
-                    f"{value!r}."
-                )
-            if allowed is not None and not allowed[0] <= value <= allowed[1]:
-                raise ValueError(f"`{name}` must be in the trained range {list(allowed)}, got {value!r}.")
-        if getattr(self.transformer.config, "use_meanflow", False) and tuple(guidance_interval) != (0.0, 1.0):
-            raise ValueError(
-                "`guidance_interval` must be left out: this one-step model has its guidance folded in, got "
-                f"{guidance_interval!r}."
-            )
+        self._check_folded_guidance("guidance_scale", guidance_scale, self.transformer)
+        self._check_folded_guidance("prior_guidance_scale", prior_guidance_scale, self.prior)
         if (
             not isinstance(guidance_interval, (list, tuple))
             or len(guidance_interval) != 2
@@ -313,6 +296,11 @@ class LowFreqPipeline(DiffusionPipeline):
             or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
         ):
             raise ValueError(f"`guidance_interval` must be two rising numbers in [0, 1], got {guidance_interval!r}.")
+        if getattr(self.transformer.config, "use_meanflow", False) and tuple(guidance_interval) != (0.0, 1.0):
+            raise ValueError(
+                "`guidance_interval` must be left out: this one-step model has its guidance folded in, got "
+                f"{guidance_interval!r}."
+            )
         if noise_ratio is not None:
             self.scheduler.check_noise_ratio(noise_ratio)
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -380,6 +368,7 @@ class LowFreqPipeline(DiffusionPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("prior_latents",),
         final_sigma: float = 0.0,
+        clean_by_a_call: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Sample coarse latents from the prior model.
@@ -400,6 +389,9 @@ class LowFreqPipeline(DiffusionPipeline):
             final_sigma (`float`, defaults to `0.0`):
                 The level to stop at. Above 0 the coarse latents still hold noise, of deviation
                 `final_sigma / (1 - final_sigma)` times the prior's `sample_std`.
+            clean_by_a_call (`bool`, defaults to `False`):
+                Whether a one-step prior that stops early is called once more, for the coarse latents without noise. What its
+                last velocity makes of them is too smooth, since that is the mean over a stretch that ends before.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]` of shapes `(batch_size, channels, height, width)`, at the scale of the
@@ -435,6 +427,11 @@ class LowFreqPipeline(DiffusionPipeline):
         )
         noisy = state / (1 - final_sigma)
         clean = state - final_sigma * velocity if final_sigma and velocity is not None else noisy
+        if final_sigma and clean_by_a_call and getattr(config, "use_meanflow", False):
+            scheduler.set_timesteps(sigmas=[final_sigma], device=device, **mu)
+            scheduler.set_begin_index(0)
+            scale = lambda: self._prior_guidance_scale  # noqa: E731
+            clean, _ = self._denoise(self.prior, scheduler, state, class_labels, scale, "prior", None, ())
         if config.sample_std is not None:  # back from unit scale to the scale of D(x)
             mean, std = (state.new_tensor(s).view(-1, 1, 1) for s in (config.sample_mean, config.sample_std))
             noisy, clean = noisy * std + mean, clean * std + mean
@@ -487,6 +484,18 @@ class LowFreqPipeline(DiffusionPipeline):
         """The guidance of a call that asks for none: 1, or what a one-step model has folded in."""
         return getattr(model.config, "guidance_scale", None) or 1.0 if model is not None else 1.0
 
+    def _check_folded_guidance(self, name: str, value: float, model: ModelMixin | None):
+        """Refuse a guidance scale that a one-step model was not trained for."""
+        if not getattr(getattr(model, "config", None), "use_meanflow", False):
+            return
+        folded, allowed = self._default_guidance_scale(model), model.config.guidance_scale_range
+        if allowed is None and value != folded:
+            raise ValueError(
+                f"`{name}` must be left out, or be {folded:g}: this one-step model has its guidance folded in, got {value!r}."
+            )
+        if allowed is not None and not allowed[0] <= value <= allowed[1]:
+            raise ValueError(f"`{name}` must be in the trained range {list(allowed)}, got {value!r}.")
+
     def _denoise(
         self,
         model: ModelMixin,
@@ -529,6 +538,10 @@ class LowFreqPipeline(DiffusionPipeline):
                 if labels is not None:
                     inputs = {"class_labels": labels, **inputs}
                 if is_mean_flow:
+                    if class_labels is not None:  # a callback may have changed it
+                        self._check_folded_guidance(
+                            "prior_guidance_scale" if stage == "prior" else "guidance_scale", scale, model
+                        )
                     end = scheduler.sigmas[i + 1].to(t) * scheduler.config.num_train_timesteps
                     inputs = {"timestep_r": end.expand(len(x)), **inputs}
                     if model.config.guidance_scale_range is not None:
@@ -663,7 +676,8 @@ class LowFreqPipeline(DiffusionPipeline):
             output_type (`str`, defaults to `"pil"`):
                 `"pil"`, `"np"`, `"pt"` or `"latent"`.
             output_prior_images (`bool`, defaults to `False`):
-                Whether to decode the upsampled coarse latent too.
+                Whether to decode the upsampled coarse latent too. For a one-step prior that stops early this takes one more
+                call of it, and its `prior_latents` are good for another call of the pipeline only then.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`LowFreqPipelineOutput`] rather than a tuple.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`):
@@ -783,6 +797,7 @@ class LowFreqPipeline(DiffusionPipeline):
                 prior_callback_on_step_end,
                 prior_callback_on_step_end_tensor_inputs,
                 final_sigma,
+                clean_by_a_call=output_prior_images,
             )
 
         # 4. The source: upsampled, with noise
