@@ -40,6 +40,7 @@ from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFre
 from diffusers_lowfreq.autoencoding import load_autoencoder, normalize_latents, set_latent_statistics
 from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
 from diffusers_lowfreq.evaluation import count_flops
+from diffusers_lowfreq.model_card import save_model_card
 from diffusers_lowfreq.models import SIZES
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow, check_derivative
 from diffusers_lowfreq.projections import PROJECTIONS, fit_projection_basis
@@ -53,7 +54,6 @@ from diffusers_lowfreq.training import (
     register_model_hooks,
     resume_checkpoint,
     save_checkpoint,
-    save_model_card,
     uniform,
 )
 
@@ -824,19 +824,7 @@ def main(args):
         pipeline.to("cpu")
         if pipeline.transformer is not None:
             pipeline.save_pretrained(args.output_dir)
-            labels = json.dumps(list(pipeline.labels)[:4]) if pipeline.labels else "num_images_per_prompt=4"
-            text, arguments = (
-                "",
-                f"{labels}, num_inference_steps={1 if pipeline.transformer.config.use_meanflow else 4}",
-            )
-            if pipeline.prior is not None and pipeline.prior.config.use_meanflow:
-                arguments += ", prior_num_inference_steps=1"
-            if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
-                text, arguments = (
-                    "There is no prior model: `low` is yours.",
-                    arguments.replace(labels, "prior_latents=low"),
-                )
-            save_model_card(args.output_dir, repo_id, facts, text, arguments)
+            save_model_card(args.output_dir, repo_id, pipeline, facts)
         else:
             pipeline.prior.save_pretrained(os.path.join(args.output_dir, "prior"))
         if args.push_to_hub:

@@ -2,7 +2,7 @@
 """
 A Hub on the loopback interface: what uploading and loading models and data sets asks of the real one.
 
-Repositories are dictionaries of files; each has one branch. Point the real client at it with `HF_ENDPOINT`, in a process
+Repositories are dictionaries of files on the branch `main`, with others beside it. Point the real client at it with `HF_ENDPOINT`, in a process
 of its own since the client reads that at import.
 """
 
@@ -23,11 +23,14 @@ class HubServer:
     """
     A running Hub, as a context manager.
 
-    `repos[kind, name]` maps paths to their bytes, with `kind` `"models"` or `"datasets"`. Writing needs the `TOKEN`.
+    `repos[kind, name]` maps paths to their bytes, with `kind` `"models"` or `"datasets"`; `branches[kind, name, branch]` does
+    for other branches than `main`. Writing needs the `TOKEN`, and so does reading what is `private`.
     """
 
     def __enter__(self):
         self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.branches: dict[tuple[str, str, str], dict[str, bytes]] = {}
+        self.private: set[tuple[str, str]] = set()
         self.objects: dict[str, bytes] = {}  # large files, by their hash
         self.requests: list[tuple[str, str]] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -80,12 +83,30 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.command in ("POST", "PUT") and "paths-info" not in path and not path.startswith("/lfs/"):
                     if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                         return self.refuse("Unauthorized", 401)
-                return action(self, body, **match.groupdict())
+                found = match.groupdict()
+                repo = ((found.get("kind") or "models").strip("/"), found.get("name"))
+                if repo in self.hub.private and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                    return self.refuse("RepoNotFound", 401)  # as if it were not there
+                return action(self, body, **found)
         self.refuse("EntryNotFound")
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     # ----------------------------------------------------------------------------------------------------- reading
+
+    def files_of(self, kind, name, revision) -> dict[str, bytes] | None:
+        """The files of a branch or a commit; `None` after the answer was given if there is no such thing."""
+        files = self.hub.repos.get((kind, name))
+        if files is None:
+            return self.refuse("RepoNotFound")
+        found = self.hub.branches.get((kind, name, revision), files)
+        heads = [files, *(f for key, f in self.hub.branches.items() if key[:2] == (kind, name))]
+        of_commit = [f for f in heads if self.commit_of(f) == revision]
+        if of_commit:
+            return of_commit[0]
+        if revision not in (None, "main") and (kind, name, revision) not in self.hub.branches:
+            return self.refuse("RevisionNotFound")
+        return found
 
     def commit_of(self, files: dict[str, bytes]) -> str:
         return hashlib.sha1(
@@ -100,20 +121,18 @@ class _Handler(BaseHTTPRequestHandler):
         return entry
 
     def info(self, body, kind, name, revision="main"):
-        files = self.hub.repos.get((kind, name))
+        files = self.files_of(kind, name, revision)
         if files is None:
-            return self.refuse("RepoNotFound")
+            return None
         commit = self.commit_of(files)
-        if revision not in (None, "main", commit):
-            return self.refuse("RevisionNotFound")
         siblings = [{"rfilename": path} for path in files]
         common = {"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
         self.reply(common | {"lastModified": "2026-01-01T00:00:00.000Z", "downloads": 0, "likes": 0})
 
     def tree(self, body, kind, name, revision, folder=""):
-        files = self.hub.repos.get((kind, name))
+        files = self.files_of(kind, name, revision)
         if files is None:
-            return self.refuse("RepoNotFound")
+            return None
         folder = (folder or "").strip("/")
         within = {path: content for path, content in files.items() if not folder or path.startswith(folder + "/")}
         if not within and folder:
@@ -129,9 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(list(entries.values()))
 
     def paths_info(self, body, kind, name, revision):
-        files = self.hub.repos.get((kind, name))
+        files = self.files_of(kind, name, revision)
         if files is None:
-            return self.refuse("RepoNotFound")
+            return None
         paths = re.findall(r"paths=([^&]+)", body.decode()) or json.loads(body or b"{}").get("paths", [])
         found = []
         for path in map(unquote, [paths] if isinstance(paths, str) else paths):
@@ -142,12 +161,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(found)
 
     def resolve(self, body, kind, name, revision, path):
-        files = self.hub.repos.get(((kind or "models").strip("/"), name))
+        files = self.files_of((kind or "models").strip("/"), name, revision)
         if files is None:
-            return self.refuse("RepoNotFound")
+            return None
         commit = self.commit_of(files)
-        if revision not in ("main", commit):
-            return self.refuse("RevisionNotFound")
         if path not in files:
             self.reply(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
             return None

@@ -1,12 +1,16 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """The real Hub client, each time in a fresh process, against a Hub on the loopback interface."""
 
+import json
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from scripts import CLASSES, EXAMPLES, make_folder, make_pixels, make_vae, run_process, workplace
+from tiny import make_pipeline, make_transformer
 
 from diffusers_lowfreq import LowFreqPipeline
 
@@ -55,6 +59,128 @@ def test_a_pipeline_that_is_pushed_loads_by_name_without_remote_code(workplace, 
 
     run_process("-c", GENERATE, "org/name", cwd=workplace, HF_HOME=str(workplace / "fresh"), **hub.environment)
     np.testing.assert_array_equal(np.load("images.npy"), generate_here("out"))
+
+
+PUSH = """
+import sys
+from diffusers_lowfreq import LowFreqPipeline
+
+pipe = LowFreqPipeline.from_pretrained("pipe")
+pipe.push_to_hub("org/pushed", token=sys.argv[1], variant="fp16")
+pipe.save_pretrained("saved", push_to_hub=True, repo_id="org/saved", token=sys.argv[1], max_shard_size="20KB")
+pipe.transformer.push_to_hub("org/flow", token=sys.argv[1])
+"""
+
+
+def push(workplace, hub):
+    make_pipeline(vae=None).save_pretrained("pipe")
+    run_process("-c", PUSH, TOKEN, cwd=workplace, **hub.environment)
+    return hub.repos["models", "org/pushed"], hub.repos["models", "org/saved"]
+
+
+def test_what_python_pushes_has_a_card_of_facts_and_keeps_one_that_is_there(workplace, hub):
+    pushed, saved = push(workplace, hub)
+    for name, files in (("org/pushed", pushed), ("org/saved", saved)):
+        card = files["README.md"].decode()
+        assert f'from_pretrained("{name}")' in card and "diffusers-lowfreq" in card and "| factor | 2 |" in card
+        assert "| parameters | " in card and card.index("import diffusers_lowfreq") < card.index(
+            "from diffusers import"
+        )
+    assert "transformer/diffusion_pytorch_model.fp16.safetensors" in pushed
+    assert "transformer/diffusion_pytorch_model.safetensors.index.json" in saved  # in shards
+    pushed["README.md"] = b"---\nlicense: apache-2.0\n---\nwritten by hand\n"
+    run_process("-c", PUSH, TOKEN, cwd=workplace, **hub.environment)
+    assert "written by hand" in hub.repos["models", "org/pushed"]["README.md"].decode()
+
+
+LOAD = """
+import json, sys, torch
+from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
+
+answers = {}
+for title, (kind, options) in json.loads(sys.argv[1]).items():
+    cls = LowFreqPipeline if kind == "pipeline" else LowFreqTransformer2DModel
+    try:
+        model = cls.from_pretrained(**options)
+        model = model.transformer if kind == "pipeline" else model
+        answers[title] = [str(model.dtype), model.proj_in.weight.double().sum().item()]
+    except Exception as error:
+        answers[title] = [type(error).__mro__[-3].__name__, type(error).__name__, str(error)]
+open("answers.json", "w").write(json.dumps(answers))
+"""
+
+
+def load(workplace, hub, home="fresh", **loads) -> dict:
+    """Load several things in one fresh process; a dtype and a sum of weights of each, or the error."""
+    environment = hub.environment if hub is not None else {"HF_HUB_OFFLINE": "1"}
+    run_process("-c", LOAD, json.dumps(loads), cwd=workplace, HF_HOME=str(workplace / home), **environment)
+    return json.loads((workplace / "answers.json").read_text())
+
+
+def files_of(folder: str) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def by_name(name, kind="pipeline", **options):
+    return kind, {"pretrained_model_name_or_path": name, **options}
+
+
+def test_names_revisions_variants_tokens_shards_parts_and_the_cache(workplace, hub):
+    pushed, saved = push(workplace, hub)
+    sum_of = lambda pipe: pipe.transformer.proj_in.weight.double().sum().item()  # noqa: E731
+    expected = sum_of(LowFreqPipeline.from_pretrained("pipe"))
+    other = make_pipeline(vae=None, transformer=make_transformer(seed=9))
+    other.save_pretrained("other")
+    files = files_of("other")
+    hub.repos["models", "org/whole"] = files_of("pipe")
+    hub.branches["models", "org/whole", "next"] = files
+    hub.repos["models", "org/private"] = files
+    hub.private.add(("models", "org/private"))
+    flow = hub.repos["models", "org/flow"]
+    assert set(flow) >= {"config.json", "diffusion_pytorch_model.safetensors"}
+    loads = {
+        "sharded": by_name("org/saved"),
+        "variant": by_name("org/pushed", variant="fp16"),
+        "revision": by_name("org/whole", revision="next"),
+        "token": by_name("org/private", token=TOKEN),
+        "part": by_name("org/whole", kind="flow", subfolder="transformer"),
+        "alone": by_name("org/flow", kind="flow"),
+    }
+    answers = load(workplace, hub, **loads)
+    sums = {title: answer[1] for title, answer in answers.items()}
+    changed = sum_of(other)
+    assert sums == pytest.approx(dict.fromkeys(loads, expected) | {"revision": changed, "token": changed})
+    assert expected != pytest.approx(changed)
+    # What is in the cache needs no Hub, by `HF_HUB_OFFLINE` and by argument
+    offline = {title: loads[title] for title in ("sharded", "revision", "part", "alone")}
+    assert load(workplace, None, **offline) == {title: answers[title] for title in offline}
+    requests = len(hub.requests)
+    local = {k: by_name(v[1].pop("pretrained_model_name_or_path"), v[0], **v[1], local_files_only=True) for k, v in offline.items()}  # fmt: skip
+    assert load(workplace, hub, **local) == {title: answers[title] for title in offline}
+    assert len(hub.requests) == requests
+
+
+def test_what_cannot_be_loaded_is_named(workplace, hub):
+    make_pipeline(vae=None).save_pretrained("pipe")
+    hub.repos["models", "org/saved"] = files = files_of("pipe")
+    hub.repos["models", "org/private"] = files
+    hub.private.add(("models", "org/private"))
+    weights = "prior/diffusion_pytorch_model.safetensors"
+    hub.repos["models", "org/cut"] = files | {weights: files[weights][: len(files[weights]) // 2]}
+    hub.repos["models", "org/lacking"] = {k: v for k, v in files.items() if k != weights}
+    hub.repos["models", "org/other"] = {"config.json": b"{}", "model.safetensors": files[weights]}
+    loads = {name: by_name(f"org/{name}") for name in ("nowhere", "private", "cut", "lacking", "other")}
+    loads["revision"] = by_name("org/saved", revision="nowhere")
+    loads["variant"] = by_name("org/saved", variant="fp16")
+    answers = load(workplace, hub, **loads)
+    for title, answer in answers.items():
+        assert len(answer) == 3 and answer[1] in ("OSError", "ValueError", "EnvironmentError"), (title, answer)
+        told = {"revision": "nowhere", "variant": "fp16", "cut": "prior", "lacking": "prior"}.get(
+            title, f"org/{title}"
+        )
+        assert told in answer[2], (title, answer)
+    (offline,) = load(workplace, None, home="empty", nothing=by_name("org/saved")).values()
+    assert offline[1] == "OSError" and "org/saved" in offline[2]
 
 
 def test_a_wrong_token_is_found_before_any_work(workplace, hub):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import file_exists
+from huggingface_hub.errors import EntryNotFoundError
 
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
@@ -22,6 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoding import decode_latents
 from ..evaluation.flops import count_flops
+from ..model_card import save_model_card
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from .pipeline_output import LowFreqPipelineOutput
@@ -115,7 +118,7 @@ class LowFreqPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: If a local folder lacks the subfolder of a component.
-            OSError: If a file of a component is missing or broken; it is named.
+            OSError: If a file of a component is missing or broken, or the repository on the Hub; it is named.
         """
         kwargs.setdefault("use_safetensors", True)
         index = Path(pretrained_model_name_or_path) / "model_index.json"
@@ -127,7 +130,13 @@ class LowFreqPipeline(DiffusionPipeline):
                         f"`pretrained_model_name_or_path` must hold a folder {name!r} with a {entry[1]}, as its "
                         f"model_index.json says; {str(index.parent)!r} has none."
                     )
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except EntryNotFoundError as error:
+            raise OSError(
+                f"`pretrained_model_name_or_path` must hold a pipeline, {str(pretrained_model_name_or_path)!r} lacks a file of "
+                f"one: {error}"
+            ) from error
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
         """
@@ -142,6 +151,14 @@ class LowFreqPipeline(DiffusionPipeline):
                 "followed, the weights are saved as safetensors files."
             )
         super().save_pretrained(save_directory, True, *args, **kwargs)
+
+    def _upload_folder(
+        self, working_dir, repo_id: str, token: str | None = None, subfolder: str | None = None, **kwargs
+    ):
+        """Upload as diffusers does, with a card made of facts, unless the repository has one or this is a folder in it."""
+        if subfolder is None and not file_exists(repo_id, "README.md", token=token):
+            save_model_card(working_dir, repo_id, self)
+        return super()._upload_folder(working_dir, repo_id, token=token, subfolder=subfolder, **kwargs)
 
     @property
     def vae_scale_factor(self) -> int:

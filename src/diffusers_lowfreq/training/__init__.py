@@ -4,7 +4,7 @@
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
 from .latent_cache import LatentCache
-from .model_card import machine_kind, save_model_card
+from .machine import machine_kind
 from .state import parse_with_config, register_model_hooks, resume_checkpoint, save_checkpoint
 
 
@@ -19,6 +19,5 @@ __all__ = [
     "register_model_hooks",
     "resume_checkpoint",
     "save_checkpoint",
-    "save_model_card",
     "uniform",
 ]

@@ -1,0 +1,84 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""A model card made of facts."""
+
+import json
+import os
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from diffusers.utils.hub_utils import populate_model_card
+
+
+def usage_arguments(pipeline) -> str:
+    """Write the arguments of a first call: labels or a number of images, steps, and the coarse latent where it is asked for."""
+    first = json.dumps(list(pipeline.labels)[:4]) if pipeline.labels else "num_images_per_prompt=4"
+    if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
+        first = "prior_latents=low"
+    arguments = f"{first}, num_inference_steps={1 if pipeline.transformer.config.get('use_meanflow') else 4}"
+    if pipeline.prior is not None and pipeline.prior.config.get("use_meanflow"):
+        arguments += ", prior_num_inference_steps=1"
+    return arguments
+
+
+def pipeline_facts(pipeline) -> dict[str, dict[str, object]]:
+    """Gather what a pipeline says about itself: its source and its networks."""
+    scheduler = pipeline.scheduler.config
+    facts = {"Source": {k: scheduler[k] for k in ("projection", "factor", "noise_ratio", "noise_ratio_range")}}
+    for title, model in (("Flow", pipeline.transformer), ("Prior model", pipeline.prior)):
+        if model is not None:
+            steps = "one and more (mean velocity)" if model.config.use_meanflow else "several"
+            facts[title] = {"parameters": f"{model.num_parameters():,}", "steps": steps}
+            facts[title] |= {
+                k: model.config[k] for k in ("sample_size", "in_channels", "num_classes", "guidance_scale")
+            }
+    return facts
+
+
+def save_model_card(folder: str, repo_id: str, pipeline, facts: dict[str, dict[str, object]] | None = None) -> str:
+    """
+    Write `README.md` beside a pipeline.
+
+    Args:
+        folder (`str`):
+            The folder of the pipeline.
+        repo_id (`str`):
+            The name under which it is, or would be, on the Hub.
+        pipeline ([`LowFreqPipeline`]):
+            What the card is of; it decides the usage.
+        facts (`dict[str, dict[str, object]]`, *optional*):
+            Tables: heading, then name and value of each row. Omitted: what the pipeline says about itself.
+
+    Returns:
+        `str`: The path of the card.
+    """
+    facts = pipeline_facts(pipeline) if facts is None else facts
+    arguments = usage_arguments(pipeline)
+    usage = (
+        "```py\n"
+        "import diffusers_lowfreq  # pip install diffusers-lowfreq; makes the classes known to diffusers\n"
+        "from diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{repo_id}")\n'
+        f"images = pipe({arguments}).images\n"
+        "```"
+    )
+    parts = [
+        "Install `diffusers-lowfreq` and import `diffusers_lowfreq` before loading this pipeline; it needs no remote "
+        "code.",
+        f"# {os.path.basename(repo_id.rstrip('/'))}",
+        "A latent flow that starts from a low-frequency prior: a small prior model samples a coarse latent, which is "
+        "upsampled, mixed with Gaussian noise, and refined by the flow in few steps (*Optimal Transport Flow Matching "
+        "by Design*, arXiv 2606.04092).",
+        usage,
+    ]
+    if "prior_latents=low" in arguments:
+        parts.append("There is no prior model: `low` is yours.")
+    for heading, rows in facts.items():
+        lines = [f"## {heading}", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in rows.items()]
+        parts.append("\n".join(lines))
+    path = os.path.join(folder, "README.md")
+    data = ModelCardData(license="apache-2.0", library_name="diffusers", inference=False)
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    card = populate_model_card(card, tags=["diffusers-lowfreq", "flow-matching", "unconditional-image-generation"])
+    card.save(path)
+    return path
