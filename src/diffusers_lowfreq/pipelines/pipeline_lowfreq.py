@@ -132,10 +132,12 @@ class LowFreqPipeline(DiffusionPipeline):
                     )
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except EntryNotFoundError as error:
+        except (EntryNotFoundError, OSError) as error:
+            revision = kwargs.get("revision")
             raise OSError(
-                f"`pretrained_model_name_or_path` must hold a pipeline, {str(pretrained_model_name_or_path)!r} lacks a file of "
-                f"one: {error}"
+                f"`pretrained_model_name_or_path` {str(pretrained_model_name_or_path)!r}"
+                + (f" at `revision` {revision!r}" if revision is not None else "")
+                + f" cannot be loaded as a pipeline: {error}"
             ) from error
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
