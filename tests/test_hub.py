@@ -225,3 +225,23 @@ def test_a_teacher_comes_by_name(workplace, hub):
     pipe = LowFreqPipeline.from_pretrained("student")
     assert pipe.transformer.config.use_meanflow and pipe.prior.config.guidance_scale == 2.0
     assert "| teacher | org/teacher |" in (workplace / "student" / "README.md").read_text()
+
+
+def test_every_checkpoint_is_published_under_its_name(workplace, hub):
+    pipe = make_pipeline(vae=None)
+    pipe.save_pretrained("checkpoints/small")
+    line = 'pipe = DiffusionPipeline.from_pretrained("checkpoints/small")  # from a clone'
+    (workplace / "checkpoints/small/README.md").write_text(f"---\nlicense: apache-2.0\n---\n{line}\n")
+    pipe.transformer.save_pretrained("checkpoints/graders/sharp")
+    options = ["--namespace", "org", "--checkpoints_dir", "checkpoints", "--hub_token", TOKEN]
+    output = run_process(EXAMPLES / "publish.py", *options, cwd=workplace, **hub.environment)
+    assert "checkpoints/small -> org/small" in output and set(hub.repos) == {
+        ("models", "org/small"),
+        ("models", "org/grader-sharp"),
+    }
+    assert hub.repos["models", "org/small"]["README.md"].decode().endswith('from_pretrained("org/small")\n')
+    answers = load(workplace, hub, pipe=by_name("org/small"), grader=by_name("org/grader-sharp", kind="flow"))
+    expected = pipe.transformer.proj_in.weight.double().sum().item()
+    assert [answer[1] for answer in answers.values()] == pytest.approx([expected] * 2)
+    with pytest.raises(AssertionError, match="`checkpoints_dir` must hold"):
+        run_process(EXAMPLES / "publish.py", "--checkpoints_dir", "hf", cwd=workplace, **hub.environment)
