@@ -44,6 +44,7 @@ def parse_args(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--pipeline", required=True)
+    parser.add_argument("--prior", help="a pipeline whose prior model is to take the place of that one's")
     parser.add_argument(
         "--grader", nargs="+", required=True, help="folders of `train_features.py`, or TorchScript files"
     )
@@ -355,6 +356,10 @@ def main():
     if os.path.exists(args.output):
         raise ValueError(f"`output` must not exist, nothing is overwritten: {args.output!r} does.")
     pipe = DiffusionPipeline.from_pretrained(args.pipeline, use_safetensors=True)
+    name = os.path.basename(args.pipeline.rstrip("/"))
+    if args.prior is not None:
+        pipe.register_modules(prior=DiffusionPipeline.from_pretrained(args.prior, use_safetensors=True).prior)
+        name += f", prior of {os.path.basename(args.prior.rstrip('/'))}"
     network = getattr(pipe, "transformer", None) or pipe.unet
     size = network.config.sample_size
     vae, scale = getattr(pipe, "vae", None), 1
@@ -363,7 +368,7 @@ def main():
     resolution = (size if isinstance(size, int) else size[0]) * scale
     extractors = [Extractor(path, args.grader_resolution).to(args.device) for path in args.grader]
     reference = Reference(args.data, args.split, resolution, extractors, args.cache_dir, args.num_images)
-    result = {"pipeline": os.path.basename(args.pipeline.rstrip("/"))} | reference.facts | environment(args)
+    result = {"pipeline": name} | reference.facts | environment(args)
     if args.spectrum:
         result["spectrum"] = reference.spectrum
     result |= grade(pipe.to(args.device), reference, args)

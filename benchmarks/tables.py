@@ -13,15 +13,21 @@ import re
 
 def table(result: dict) -> str:
     accuracy = result["graders"][result["extractor"]]["accuracy"]
+    kinds = {row["coarse"] for row in result["rows"]}
+    meaning = {
+        "generated": "*Generated* coarse latents come from the prior model.",
+        "truncated": "*Truncated* ones come from the prior model, which stops early and leaves its noise to the source.",
+        "true": f"*True* ones come from {result['num_images']:,} {result['split']} images that are not compared with.",
+    }
     lines = [
         f"Measured by `benchmarks/evaluate.py` (seed {result['seed']}, {result['num_images']:,} images with the labels of as "
         f"many {result['split']} images, {result['machine']}, torch {result['torch']}). *Class named* is how often the grader, "
         f"a classifier that is right on {accuracy:.1%} of the real {result['split']} images, names the "
         f"class asked for (chance: 10%). The distance is a Fréchet distance on that classifier's features against "
-        f"{result['num_reference']:,} {result['split']} images; it is not an FID. *Generated* coarse latents come from the "
-        f"prior model, *truncated* ones too, which stops early and leaves its noise to the source; *true* ones come from "
-        f"{result['num_images']:,} {result['split']} images that are not compared with. The autoencoder alone reaches "
-        f"{result['autoencoder_psnr_db']:.2f} dB PSNR on {result['autoencoder_psnr_images']:,} {result['split']} images.",
+        f"{result['num_reference']:,} {result['split']} images; it is not an FID. "
+        + " ".join(text for kind, text in meaning.items() if kind in kinds)
+        + f" The autoencoder alone reaches {result['autoencoder_psnr_db']:.2f} dB PSNR on "
+        f"{result['autoencoder_psnr_images']:,} {result['split']} images.",
         "",
         "| checkpoint | coarse | prior steps | α | guidance | steps | effective NFE | class named | Fréchet distance |",
         "|" + "---|" * 9,

@@ -108,6 +108,8 @@ def main(argv=None):
         )
         columns.setdefault(coarse, output.prior_images)
         columns[title] = output.images
+    if one_step is not None:
+        print("(distilled: one call of each network, and one of the prior for the picture of its coarse latent)")
     print(f"peak memory {peak_memory_mib():.0f} MiB")
 
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)

@@ -603,6 +603,19 @@ def test_evaluate_grades_a_conditional_latent_pipeline_of_diffusers(workplace, e
     assert all(0 <= row["class_named"] <= 1 for row in rows)
 
 
+def test_evaluate_takes_the_prior_model_of_another_pipeline(workplace, evaluation, call):
+    make_pipeline().save_pretrained("pipe")
+    make_pipeline(prior=make_prior(seed=7)).save_pretrained("other")
+    found = {}
+    for name, options in (("own", {}), ("taken", {"prior": "other"}), ("whole", {"pipeline": "other"})):
+        settings = {"pipeline": "pipe"} | evaluation | options | {"output": f"{name}.json", "coarse": "generated"}
+        call(evaluate, **settings)
+        found[name] = read(f"{name}.json")
+    assert found["taken"]["pipeline"] == "pipe, prior of other"
+    assert found["taken"]["rows"][0]["frechet_distance"] == found["whole"]["rows"][0]["frechet_distance"]
+    assert found["own"]["rows"][0]["frechet_distance"] != found["taken"]["rows"][0]["frechet_distance"]
+
+
 @pytest.mark.parametrize("scales", [{}, {"guidance_scale_range": [1.0, 4.0]}])
 def test_evaluate_asks_a_one_step_pipeline_for_what_it_has_folded_in(workplace, evaluation, call, scales):
     flow = make_transformer(use_meanflow=True, guidance_scale=3.0, **scales)

@@ -101,7 +101,7 @@ def test_figures_are_those_of_the_results_files(file):
             for row in result["rows"]
         }
     table = re.findall(
-        r"^\| (cifar10-32[\w-]*) \| (generated|truncated|true) \| ([\d-]+) \|.*\| (\d+) \| ([\d.]+) \| ([\d.]+%) \| ([\d.]+) \|$",
+        r"^\| (cifar10-32[\w, -]*) \| (generated|truncated|true) \| ([\d-]+) \|.*\| (\d+) \| ([\d.]+) \| ([\d.]+%) \| ([\d.]+) \|$",
         (ROOT / file).read_text(encoding="utf-8"),
         re.MULTILINE,
     )
