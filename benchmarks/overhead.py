@@ -137,12 +137,12 @@ def objective_steps(pipe, pairs, batch_size):
     if model.config.use_noise_ratio:
         condition["noise_ratio"] = torch.full((batch_size,), 0.5)
     teacher = copy.deepcopy(pipe.transformer).eval().requires_grad_(False)
-    pair, guided = {"tangent": "pair"}, {"guidance_scale": 2.0}
+    network, guided = {"tangent": "network"}, {"guidance_scale": 2.0}
     objectives = {
-        "MeanFlow (the pair's tangent)": MeanFlow(**pair),
-        "MeanFlow (the pair's tangent), central difference": MeanFlow(**pair, derivative="central"),
-        "improved MeanFlow (the network's tangent)": MeanFlow(),
-        "improved MeanFlow, guidance folded in": MeanFlow(**guided),
+        "MeanFlow (the pair's tangent)": MeanFlow(),
+        "MeanFlow (the pair's tangent), central difference": MeanFlow(derivative="central"),
+        "improved MeanFlow (the network's tangent)": MeanFlow(**network),
+        "improved MeanFlow, guidance folded in": MeanFlow(**network, **guided),
         "distillation": Distillation(teacher=teacher),
         "distillation, guidance folded in": Distillation(teacher=teacher, **guided),
     }

@@ -163,7 +163,7 @@ def parse_args(argv=None):
         "--guidance_interval", type=float, nargs=2, default=[0.0, 1.0], help="times at which the flow is guided"
     )
     group.add_argument("--equal_share", type=float, default=0.5, help="of pairs of times r = t: plain flow matching")
-    group.add_argument("--tangent", choices=["network", "pair"], default="network", help="improved or plain MeanFlow")
+    group.add_argument("--tangent", choices=["pair", "network"], default="pair", help="MeanFlow or improved MeanFlow")
     group.add_argument("--adaptive_power", type=float, default=1.0, help="of the error that divides the gradient")
     group.add_argument("--derivative", choices=["forward", "central"], default="forward", help="forward: exact")
 

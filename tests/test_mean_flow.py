@@ -362,8 +362,8 @@ def test_time_pairs_by_one_generator_per_sample_do_not_depend_on_the_batch():
 # ------------------------------------------------------------------------------------------------- on a real network
 
 OBJECTIVES = {
-    "mean flow": lambda **o: MeanFlow(**o),
-    "pair": lambda **o: MeanFlow(tangent="pair", **o),
+    "pair": lambda **o: MeanFlow(**o),
+    "network": lambda **o: MeanFlow(tangent="network", **o),
     "guided": lambda **o: MeanFlow(guidance_scale=2.0, **o),
     "distillation": lambda **o: Distillation(teacher=make_transformer(seed=3), guidance_scale=2.0, **o),
 }
@@ -405,7 +405,7 @@ def test_calls_of_the_network_are_those_that_the_documentation_lists(name):
     assert 0 < later < 6
     inputs = {"generator": generators(6), "class_labels": LABELS}
     objective(model, randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1), **inputs)
-    own = {"mean flow": [(later, False)], "pair": [], "guided": [(6, False)] * 2, "distillation": []}[name]
+    own = {"network": [(later, False)], "pair": [], "guided": [(6, False)] * 2, "distillation": []}[name]
     assert rows == [*own, (2 * later, False), (6, True)]
 
 
@@ -567,7 +567,7 @@ def test_a_teacher_and_labels_are_asked_for():
     with pytest.raises(ValueError, match="`teacher` must be given"):
         Distillation()
     with pytest.raises(ValueError, match="`tangent` must be left out"):
-        Distillation(teacher=TEACHER, tangent="pair")
+        Distillation(teacher=TEACHER, tangent="network")
     for settings in ({"guidance_scale": 2.0}, {"guidance_scale_range": (1.0, 2.0)}):
         with pytest.raises(ValueError, match="`guidance_scale` needs `class_labels`"):
             MeanFlow(**settings)(EXACT, *gaussian_pairs(2))

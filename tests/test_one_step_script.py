@@ -130,7 +130,7 @@ def test_mean_flow_from_nothing_with_guidance_as_an_input():
         config = getattr(pipe, name).config
         assert config.use_meanflow and list(config.guidance_scale_range) == [1.0, 4.0]
     assert calls(pipe, guidance_scale=1.5, prior_guidance_scale=4.0) == {"prior": 2, "transformer": 2}
-    assert table()["One-step training"]["tangent"] == "network"
+    assert table()["One-step training"]["tangent"] == "pair"
 
 
 def test_mean_flow_from_a_gaussian_needs_no_prior():
@@ -215,7 +215,7 @@ BASE = {"train": "flow", "objective": "mean_flow", "guidance_scale": 2.0, "max_t
         {"guidance_scale": None},
         {"guidance_interval": (0.0, 0.3)},
         {"equal_share": 0.0},
-        {"tangent": "pair"},
+        {"tangent": "network"},
         {"adaptive_power": 0.0},
         {"derivative": "central"},
         {"time_sampling": "logit_normal"},
@@ -275,7 +275,7 @@ def test_a_run_that_never_recovers_is_stopped_with_its_checkpoint_whole(monkeypa
         ("--guidance_scale 2", "--guidance_scale: needs --objective mean_flow or --teacher"),
         ("--equal_share 0.3", "--equal_share: needs"),
         ("--teacher t --objective mean_flow", "--objective: is distillation"),
-        ("--teacher t --tangent pair", "--tangent: is the teacher's"),
+        ("--teacher t --tangent network", "--tangent: is the teacher's"),
         ("--teacher t --factor 2", "--factor: is taken from the pretrained model"),
         ("--teacher t --transformer_size small", "--transformer_size: is taken"),
         ("--objective mean_flow --guidance_scale 0", "--guidance_scale: must be a positive number"),
@@ -411,9 +411,9 @@ def test_float16_without_a_scaler_is_refused_before_training():
 
 
 def test_objectives_are_those_that_were_asked_for():
-    args = script.parse_args(command_line(objective="mean_flow", **GUIDANCE, equal_share=0.2, tangent="pair"))
+    args = script.parse_args(command_line(objective="mean_flow", **GUIDANCE, equal_share=0.2, tangent="network"))
     flow, prior = (script.make_objective(part, args, None) for part in ("flow", "prior"))
-    assert type(flow) is type(prior) is MeanFlow and flow.tangent == "pair" and flow.equal_share == 0.2
+    assert type(flow) is type(prior) is MeanFlow and flow.tangent == "network" and flow.equal_share == 0.2
     assert (flow.guidance_scale, prior.guidance_scale) == (2.0, 3.0)
     args = script.parse_args(command_line(**STUDENT, derivative="central"))
     teacher = make_pipeline(None)

@@ -720,6 +720,7 @@ def test_the_command_line_overrides_the_file_which_overrides_the_defaults(workpl
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("configs/*.json")), ids=lambda path: path.stem)
 def test_every_configuration_file_is_read_by_its_script(path):
     of = load_script("train_autoencoder") if path.stem.endswith("_autoencoder") else script
-    args = of.parse_args(["--config", str(path), "--output_dir", "out"])
+    teacher = ["--teacher", "out/model"] if path.stem.endswith("_one_step") else []
+    args = of.parse_args(["--config", str(path), "--output_dir", "out", *teacher])
     for key, value in json.loads(path.read_text()).items():
         assert getattr(args, key) == value

@@ -196,8 +196,8 @@ class MeanFlow:
     Args:
         time_sampling (`str`, defaults to `"uniform"`), logit_mean (`float`, defaults to `0.0`), logit_std (`float`, defaults to `1.0`), equal_share (`float`, defaults to `0.5`):
             See [`sample_time_pairs`].
-        tangent (`str`, defaults to `"network"`):
-            `"network"` or `"pair"`.
+        tangent (`str`, defaults to `"pair"`):
+            `"pair"` or `"network"`.
         guidance_scale (`float`, *optional*), guidance_scale_range (`tuple[float, float]`, *optional*):
             The scale `w` to fold in, or the range to draw it from, with density `1 / w²`, where the first is then what the
             model has for a default; none of them: no guidance.
@@ -216,7 +216,7 @@ class MeanFlow:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     equal_share: float = 0.5
-    tangent: str = "network"
+    tangent: str = "pair"
     guidance_scale: float | None = None
     guidance_scale_range: tuple[float, float] | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -233,7 +233,7 @@ class MeanFlow:
         for name, allowed, is_allowed in (
             ("time_sampling", "'uniform' or 'logit_normal'", self.time_sampling in ("uniform", "logit_normal")),
             ("equal_share", "in [0, 1]", 0 <= self.equal_share <= 1),
-            ("tangent", "'network' or 'pair'", self.tangent in ("network", "pair")),
+            ("tangent", "'pair' or 'network'", self.tangent in ("pair", "network")),
             ("derivative", "'forward' or 'central'", self.derivative in ("forward", "central")),
             ("derivative_step", "positive", self.derivative_step > 0),
             ("adaptive_power", "at least 0", self.adaptive_power >= 0),
@@ -394,7 +394,7 @@ class Distillation(MeanFlow):
         super().__post_init__()
         if self.teacher is None:
             raise ValueError("`teacher` must be given.")
-        if self.tangent != "network":
+        if self.tangent != "pair":
             raise ValueError(f"`tangent` must be left out: it is the velocity of the teacher, got {self.tangent!r}.")
 
     def _field(self, model, x_t, t, later, v, scale, condition):
