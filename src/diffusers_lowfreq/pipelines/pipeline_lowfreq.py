@@ -541,6 +541,9 @@ class LowFreqPipeline(DiffusionPipeline):
         lowest, highest = torch.tensor(guidance_interval).tolist()  # rounded to float32, as the levels are
         timesteps = scheduler.timesteps[:num_inference_steps]
         is_mean_flow = getattr(model.config, "use_meanflow", False)
+        if class_labels is not None:
+            condition = {"class_labels": class_labels, **condition}
+        twice = None  # the condition of a guided call: with the label, then without
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
@@ -549,13 +552,12 @@ class LowFreqPipeline(DiffusionPipeline):
                 sigma = float(scheduler.sigmas[i]) if guidance_interval != (0.0, 1.0) else 1.0
                 scale = guidance_scale() if lowest <= sigma <= highest else 1.0
                 guided = class_labels is not None and scale != 1.0 and not is_mean_flow
-                x, labels, inputs = latents, class_labels, condition
+                x, inputs = latents, condition
                 if guided:
-                    x = torch.cat([latents, latents])
-                    labels = torch.cat([class_labels, torch.full_like(class_labels, model.config.num_classes)])
-                    inputs = {k: torch.cat([v, v]) for k, v in condition.items()}
-                if labels is not None:
-                    inputs = {"class_labels": labels, **inputs}
+                    if twice is None:
+                        none = {"class_labels": torch.full_like(class_labels, model.config.num_classes)}
+                        twice = {k: torch.cat([v, none.get(k, v)]) for k, v in condition.items()}
+                    x, inputs = torch.cat([latents, latents]), twice
                 if is_mean_flow:
                     if class_labels is not None:  # a callback may have changed it
                         self._check_folded_guidance(
@@ -568,7 +570,7 @@ class LowFreqPipeline(DiffusionPipeline):
                 velocity = model(x, t.expand(len(x)), return_dict=False, **inputs)[0]
                 if guided:
                     conditional, unconditional = velocity.chunk(2)
-                    velocity = unconditional + scale * (conditional - unconditional)
+                    velocity = torch.add(unconditional, conditional - unconditional, alpha=scale)
                 self._network_calls[stage] += 2 if guided else 1
                 latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
 
