@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import load_script
 
 import diffusers_lowfreq
 from diffusers_lowfreq import LowFreqTransformer2DModel
@@ -43,6 +44,28 @@ def test_readme_python_runs_from_a_clone(tmp_path):
     assert "forward passes of the flow per image" in run.stdout
     assert Image.open(tmp_path / "horse.png").size == Image.open(tmp_path / "horse-coarse.png").size == (32, 32)
     assert (tmp_path / "my-model" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("file", ["docs/one-step.md", *(f"checkpoints/{name}/README.md" for name in CHECKPOINTS)])
+def test_python_of_guides_and_cards_runs_from_a_clone(tmp_path, file):
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    (code,) = re.findall(r"```(?:python|py)\n(.*?)```", (ROOT / file).read_text(encoding="utf-8"), re.DOTALL)
+    code += "\nprint([image.size for image in images])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.strip() == "[(32, 32), (32, 32)]", run.stderr
+
+
+@pytest.mark.parametrize("file", ["docs/one-step.md", "examples/README.md"])
+def test_training_lines_of_guides_are_taken_by_the_script(file):
+    script = load_script("train_lowfreq")
+    text = (ROOT / file).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^accelerate launch .*examples/train_lowfreq.py (.+)$", text, re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        options = line.replace("out/advice/config.json", str(ROOT / "examples/configs/cifar10.json")).split()
+        options = [str(ROOT / o) if o.startswith("examples/configs") else o for o in options]
+        if "…" not in options:
+            script.parse_args(options + ["--output_dir", "out"] * ("--output_dir" not in options))
 
 
 def test_readme_training_line_runs(tmp_path):

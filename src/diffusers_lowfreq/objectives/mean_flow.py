@@ -185,8 +185,8 @@ class MeanFlow:
     `tangent`: the pair's own `v`, as in MeanFlow, or the network's `u(x_t, t, t)`, which has no noise of the pair in it
     (improved MeanFlow, arXiv 2512.02012).
 
-    Guidance is folded into the field with the network's own velocities, so that sampling needs one call (MeanFlow, eq. 20
-    with mixing scale `1 - 1 / w`): `v + (1 - 1 / w) (u(x_t, t, t | c) - u(x_t, t, t))`. At its fixed point that is the guided
+    Guidance is folded into the field with the network's own velocities, so that sampling needs one call (MeanFlow's
+    mixture of both velocities, with `omega = 1` and `kappa = 1 - 1 / w`): `v + (1 - 1 / w) (u(x_t, t, t | c) - u(x_t, t, t))`. At its fixed point that is the guided
     velocity `v(x_t) + w (v(x_t | c) - v(x_t))`. The scale is fixed, or drawn for each sample and given to the network.
 
     Called as `objective(model, source, sample, *, generator, **condition)`; the `model` has `use_meanflow`. Its network
