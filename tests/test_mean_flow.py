@@ -409,6 +409,15 @@ def test_calls_of_the_network_are_those_that_the_documentation_lists(name):
     assert rows == [*own, (2 * later, False), (6, True)]
 
 
+def test_every_rank_makes_the_same_calls_even_where_no_sample_has_a_stretch():
+    """Under FSDP a call is a collective: without one row at least for the derivative the ranks would wait for each other."""
+    model, rows = make_transformer(use_meanflow=True), []
+    model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    objective = MeanFlow(derivative="central", equal_share=1.0, tangent="network")
+    objective(model, randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1), class_labels=LABELS)
+    assert rows == [1, 2, 6]
+
+
 def test_objectives_learn_one_step_of_a_gaussian():
     """From nothing, a network of two numbers ends at the exact map of one step: the mean and deviation of the data."""
 
