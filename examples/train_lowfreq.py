@@ -722,10 +722,13 @@ def validate(part, step, pipeline, cache, ema, args, accelerator, teacher=None):
         pipe.to(accelerator.device)
         pipe.set_progress_bar_config(disable=True)
         scales = {"guidance_interval": args.guidance_interval} if pipe is teacher else {}
-        for name, network in (("guidance_scale", pipe.transformer), ("prior_guidance_scale", pipe.prior)):
+        for of, name, network in (
+            ("flow", "guidance_scale", pipe.transformer),
+            ("prior", "prior_guidance_scale", pipe.prior),
+        ):
             if num_classes is not None and network is not None and not network.config.use_meanflow:
-                distilled = None if teacher is None else getattr(args, name) or 1.0
-                scales[name] = args.validation_guidance_scale if distilled is None else distilled
+                is_distilled = teacher is not None and args.train in (of, "both")
+                scales[name] = (getattr(args, name) or 1.0) if is_distilled else args.validation_guidance_scale
         for num_inference_steps in (1, 2, 4, 8):
             generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
             output = pipe(

@@ -98,6 +98,24 @@ def test_teacher_rows_of_a_grid_are_guided_as_the_student_is(workplace):
         assert_same({k: student[k] for k in teacher}, teacher)
 
 
+@pytest.mark.parametrize(
+    ("part", "options", "expected"),
+    [("both", GUIDANCE, (2.0, 3.0)), ("flow", {"guidance_scale": 2.0}, (2.0, 1.7)), ("prior", {}, (1.7, 1.0))],
+)
+def test_grids_guide_the_teacher_as_the_student_and_the_rest_as_in_training(monkeypatch, part, options, expected):
+    make_teacher()
+    seen, call = [], LowFreqPipeline.__call__
+
+    def spy(pipe, *args, **inputs):
+        if not (pipe.transformer.config.use_meanflow or pipe.prior.config.use_meanflow):
+            seen.append((inputs["guidance_scale"], inputs["prior_guidance_scale"]))
+        return call(pipe, *args, **inputs)
+
+    monkeypatch.setattr(LowFreqPipeline, "__call__", spy)
+    distil(train=part, **options, validation_guidance_scale=1.7)
+    assert seen and set(seen) == {expected}
+
+
 @pytest.mark.parametrize("guidance_range", [None, [1.0, 4.0]])
 def test_the_student_starts_as_the_teacher(guidance_range):
     teacher = make_transformer(use_noise_ratio=True)

@@ -154,6 +154,9 @@ def test_guidance_reaches_the_output_and_starts_at_zero():
     model = make_transformer(**GUIDED)
     outputs = [run(model, guidance=torch.full((2,), w)) for w in (1.0, 1.5, 2.0, 8.0)]
     assert all(not torch.allclose(a, b, atol=1e-4) for a, b in zip(outputs, outputs[1:]))
+    calls = record_inputs(model.time_embed_guidance)
+    run(model, guidance=torch.tensor([1.0, 4.0]))
+    assert calls[0].tolist() == [0.0, 0.75]  # 1 - 1 / w, bounded as times are
     for parameter in model.time_embed_guidance.linear_2.parameters():
         assert not LowFreqTransformer2DModel(**GUIDED, num_classes=3).time_embed_guidance.linear_2.weight.any()
         torch.nn.init.zeros_(parameter)
