@@ -438,7 +438,7 @@ def build_pipeline(args, cache_latents, teacher=None):
             transformer = one_step_model(transformer, args.guidance_scale, args.guidance_scale_range, args.seed)
             if (
                 scheduler.config.solver_order != 1
-            ):  # a mean velocity is walked in one stride, whatever the teacher's solver
+            ):  # a mean velocity is walked in one stride, whatever solver a flow has
                 scheduler = LowFreqFlowMatchScheduler.from_config(scheduler.config, solver_order=1)
         if args.train != "flow":
             prior = one_step_model(prior, args.prior_guidance_scale, args.guidance_scale_range, args.seed)
@@ -568,7 +568,7 @@ def train(part, pipeline, cache, args, teacher=None):
     started = since = time.monotonic()
     first_step = logged_step = step
     micro_step, running = 0, torch.zeros(2, device=device)  # the sum of the losses that are finite, and their number
-    skipped, skipped_in_a_row, grad_norm = 0, 0, torch.zeros(())
+    skipped = skipped_in_a_row = 0
     for batch in loader:
         with accelerator.accumulate(wrapped):
             # 1. The pair (source, sample). Each draw has its own generator, keyed by seed, step and position.
@@ -607,7 +607,8 @@ def train(part, pipeline, cache, args, teacher=None):
             if accelerator.sync_gradients:
                 grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
                 # A gradient that is not finite is not followed. (With float16 the scaler sees to that, and must be told.)
-                if accelerator.scaler is None and not grad_norm.isfinite():
+                is_followed = bool(grad_norm.isfinite())
+                if accelerator.scaler is None and not is_followed:
                     optimizer.zero_grad()
             optimizer.step()
             optimizer.zero_grad()
@@ -617,7 +618,7 @@ def train(part, pipeline, cache, args, teacher=None):
         if micro_step:
             continue
 
-        skipped_in_a_row = 0 if grad_norm.isfinite() else skipped_in_a_row + 1
+        skipped_in_a_row = 0 if is_followed else skipped_in_a_row + 1
         skipped += skipped_in_a_row > 0
         if skipped_in_a_row == MAX_SKIPPED_STEPS:
             raise RuntimeError(

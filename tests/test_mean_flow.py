@@ -106,13 +106,24 @@ def test_forward_mode_equals_the_central_difference_of_a_network():
     assert not exact.requires_grad
 
 
+@pytest.fixture
+def fresh_accelerate():
+    """No state of accelerate from before, and none left behind."""
+
+    def reset():
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+    reset()
+    yield
+    reset()
+
+
 @pytest.mark.parametrize("derivative", ["forward", "central"])
-def test_derivative_is_in_float32_whatever_the_autocast(derivative):
+def test_derivative_is_in_float32_whatever_the_autocast(fresh_accelerate, derivative):
     """accelerate wraps the forward of the very instance in its autocast: that too is left, and put back."""
     model = make_transformer(use_meanflow=True)
     expected = time_derivative(model, *network_inputs(), derivative, class_labels=LABELS)
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     prepared = accelerator.prepare(model)
     x, _, t, _ = network_inputs()
@@ -121,24 +132,18 @@ def test_derivative_is_in_float32_whatever_the_autocast(derivative):
         actual = time_derivative(prepared, *network_inputs(), derivative, class_labels=LABELS)
     assert actual.dtype == torch.float32 and torch.equal(actual, expected)
     assert torch.equal(prepared(x, t * 1000, class_labels=LABELS).sample, rounded)
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 @pytest.mark.parametrize("derivative", ["forward", "central"])
-def test_derivative_of_a_compiled_model_is_that_of_the_model(derivative):
+def test_derivative_of_a_compiled_model_is_that_of_the_model(fresh_accelerate, derivative):
     """As accelerate compiles it: the autocast around the forward inside, the compiled wrapper outside."""
     model = make_transformer(use_meanflow=True)
     expected = time_derivative(model, *network_inputs(), derivative, class_labels=LABELS)
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
     plugin = TorchDynamoPlugin(backend="eager")
     prepared = Accelerator(cpu=True, mixed_precision="bf16", dynamo_plugin=plugin).prepare(model)
     assert prepared is not model
     for _ in range(2):
         assert torch.equal(time_derivative(prepared, *network_inputs(), derivative, class_labels=LABELS), expected)
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
 
 
 def test_a_forward_that_fails_leaves_the_model_as_it_was():
