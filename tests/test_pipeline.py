@@ -624,6 +624,13 @@ def test_callback_objects_work_as_functions_do():
     assert torch.equal(objects, functions) and not torch.equal(objects, generate(pipe))
 
 
+def test_a_prior_of_other_classes_is_refused_where_it_runs():
+    pipe = make_pipeline(prior=make_prior(num_classes=5))
+    with pytest.raises(ValueError, match="`prior` must know the 3 classes of the `transformer`, got 5"):
+        pipe("cat")
+    pipe("cat", prior_latents=randn(1, 4, 4, 4), num_inference_steps=1)
+
+
 def test_interrupt_stops_the_network_calls_and_still_decodes():
     pipe = make_pipeline()
 
