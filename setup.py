@@ -23,6 +23,7 @@ setup(
         "diffusers>=0.40,<0.43",
         "huggingface-hub",
         "numpy",
+        "packaging",
         "pillow",
         "safetensors>=0.8",
         "torch>=2.6",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import make_pipeline, seeded
 
+import diffusers_lowfreq
 from diffusers import AutoModel, DiffusionPipeline
 from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
 
@@ -178,4 +179,50 @@ def test_weights_of_another_shape_are_refused(folder):
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"in_channels": 5}))
     with pytest.raises(ValueError, match="proj_in.weight expected shape .*20.* got .*16"):
+        LowFreqPipeline.from_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------- other versions and other plugins
+
+
+def rewrite(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+CONFIGS = ["model_index.json", "transformer/config.json", "prior/config.json", "scheduler/scheduler_config.json"]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_what_only_a_newer_version_understands_is_refused(folder, config):
+    """By our class and by diffusers' alike; the setting and both versions are named."""
+    assert json.loads((folder / config).read_text())["_diffusers_lowfreq_version"] == diffusers_lowfreq.__version__
+    rewrite(folder / config, _diffusers_lowfreq_version="99.0.1", recursion_depth=3)
+    message = f"`recursion_depth` in the configuration of a LowFreq.* {diffusers_lowfreq.__version__}: .* by 99.0.1"
+    for loader in (LowFreqPipeline, DiffusionPipeline):
+        with pytest.raises(ValueError, match=message):
+            loader.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_newer_version_without_anything_new_loads(folder, config, caplog):
+    rewrite(folder / config, _diffusers_lowfreq_version="99.0.1")
+    pipe = LowFreqPipeline.from_pretrained(folder)
+    assert "ignored" not in caplog.text
+    pipe.save_pretrained(folder / "again")  # by this version
+    again = json.loads((folder / "again" / config).read_text())
+    assert again["_diffusers_lowfreq_version"] == diffusers_lowfreq.__version__
+
+
+def test_a_pipeline_of_diffusers_is_not_taken_for_ours(folder):
+    rewrite(folder / "model_index.json", _class_name="SanaPipeline")
+    with pytest.raises(
+        ValueError,
+        match="`pretrained_model_name_or_path` .*must be loaded from a low-frequency pipeline, .* a SanaPipeline",
+    ):
+        LowFreqPipeline.from_pretrained(folder)
+
+
+def test_components_of_another_plugin_are_named(folder):
+    rewrite(folder / "model_index.json", transformer=["other_plugin", "OtherTransformer2DModel"])
+    with pytest.raises(ValueError, match="`pretrained_model_name_or_path` .*other_plugin"):
         LowFreqPipeline.from_pretrained(folder)

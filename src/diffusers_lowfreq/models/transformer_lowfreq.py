@@ -12,6 +12,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 
+from ..versioned_config import VersionedConfigMixin
+
 
 # Layers, heads and head width of the named sizes; the last four are those of DiT (Peebles & Xie 2022, table 1), with
 # heads of 64 throughout. `docs/models.md` lists parameters and FLOPs.
@@ -143,7 +145,7 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(self.act(self.linear_1(embedding)))
 
 
-class LowFreqTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
+class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     r"""
     A diffusion transformer that predicts the velocity of a flow on images or latents of any size.
 

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import file_exists
 from huggingface_hub.errors import EntryNotFoundError
 
+import diffusers
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
@@ -25,6 +26,7 @@ from ..autoencoding import decode_latents
 from ..evaluation.flops import count_flops
 from ..model_card import save_model_card
 from ..schedulers import LowFreqFlowMatchScheduler
+from ..versioned_config import VersionedConfigMixin
 from .pipeline_output import LowFreqPipelineOutput
 
 
@@ -37,7 +39,7 @@ def _calculate_shift(seq_len: int, config) -> float:
     return config.base_shift + slope * (seq_len - config.base_image_seq_len)
 
 
-class LowFreqBasePipeline(DiffusionPipeline):
+class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
     r"""
     What the low-frequency pipelines share; each adds what its networks are told.
 
@@ -64,7 +66,8 @@ class LowFreqBasePipeline(DiffusionPipeline):
         Load a pipeline as `DiffusionPipeline.from_pretrained` does, from safetensors files only.
 
         Raises:
-            ValueError: If a local folder lacks the subfolder of a component.
+            ValueError: If a local folder lacks the subfolder of a component, or if what is there is no low-frequency pipeline,
+                has components of another library, or was made by a newer version of this one.
             OSError: If a file of a component is missing or broken, or the repository on the Hub; it is named.
         """
         kwargs.setdefault("use_safetensors", True)
@@ -79,13 +82,22 @@ class LowFreqBasePipeline(DiffusionPipeline):
                     )
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (EntryNotFoundError, OSError) as error:
+        except (EntryNotFoundError, OSError, ValueError) as error:
             revision = kwargs.get("revision")
-            raise OSError(
+            raise (ValueError if isinstance(error, ValueError) else OSError)(
                 f"`pretrained_model_name_or_path` {str(pretrained_model_name_or_path)!r}"
                 + (f" at `revision` {revision!r}" if revision is not None else "")
                 + f" cannot be loaded as a pipeline: {error}"
             ) from error
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        saved = config_dict.get("_class_name", cls.__name__)
+        if not issubclass(getattr(diffusers, str(saved), cls), LowFreqBasePipeline):
+            raise ValueError(
+                f"a {cls.__name__} must be loaded from a low-frequency pipeline, what is there is a {saved}."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
         """

@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 from ..projections import LowFrequencyProjection
+from ..versioned_config import VersionedConfigMixin
 
 
 # Settings of other flow-matching schedulers that change the trajectory and that this one does not have.
@@ -34,7 +35,7 @@ class LowFreqFlowMatchSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor
 
 
-class LowFreqFlowMatchScheduler(SchedulerMixin, ConfigMixin):
+class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixin):
     r"""
     Flow matching from a low-frequency source (*Optimal Transport Flow Matching by Design*, arXiv 2606.04092).
 

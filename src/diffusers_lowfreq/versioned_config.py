@@ -1,0 +1,37 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Configurations that say which version of this plugin wrote them."""
+
+import json
+
+from packaging.version import Version
+
+
+VERSION_KEY = "_diffusers_lowfreq_version"
+
+
+class VersionedConfigMixin:
+    """
+    Write the version of this plugin into a configuration, and refuse what only a newer one understands.
+
+    diffusers ignores settings that it does not know. A model of a newer version that has one would be read as another model,
+    so here it is an error. To be named before `ConfigMixin` or `DiffusionPipeline` among the bases.
+    """
+
+    def to_json_string(self) -> str:
+        from . import __version__
+
+        config = json.loads(super().to_json_string()) | {VERSION_KEY: __version__}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        from . import __version__
+
+        written_by = config_dict.get(VERSION_KEY, __version__)
+        unknown = sorted(k for k in config_dict.keys() - cls._get_init_keys(cls) if not k.startswith("_"))
+        if unknown and Version(written_by) > Version(__version__):
+            raise ValueError(
+                f"`{unknown[0]}` in the configuration of a {cls.__name__} is unknown to diffusers-lowfreq {__version__}: it was "
+                f"written by {written_by}. Install that version or a newer one."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
