@@ -160,6 +160,20 @@ def test_names_revisions_variants_tokens_shards_parts_and_the_cache(workplace, h
     assert len(hub.requests) == requests
 
 
+def test_what_is_in_the_cache_is_not_fetched_again(workplace, hub):
+    """By name costs questions about the repository, beside loading the folder in the cache, and no file."""
+    make_pipeline(vae=None).save_pretrained("pipe")
+    hub.repos["models", "org/name"] = files_of("pipe")
+    first = load(workplace, hub, pipe=by_name("org/name"))
+    assert any(method == "GET" and path.endswith("safetensors") for method, path in hub.requests)
+    hub.requests.clear()
+    assert load(workplace, hub, pipe=by_name("org/name")) == first
+    assert not [path for _, path in hub.requests if "/resolve/" in path]
+    assert (
+        len(hub.requests) <= 2
+    )  # the state of the repository, which diffusers asks for and then its client once more
+
+
 def test_what_cannot_be_loaded_is_named(workplace, hub):
     make_pipeline(vae=None).save_pretrained("pipe")
     hub.repos["models", "org/saved"] = files = files_of("pipe")

@@ -82,9 +82,9 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                     )
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (EntryNotFoundError, OSError, ValueError) as error:
+        except (EntryNotFoundError, OSError, ValueError, ImportError) as error:
             revision = kwargs.get("revision")
-            raise (ValueError if isinstance(error, ValueError) else OSError)(
+            raise (ValueError if isinstance(error, (ValueError, ImportError)) else OSError)(
                 f"`pretrained_model_name_or_path` {str(pretrained_model_name_or_path)!r}"
                 + (f" at `revision` {revision!r}" if revision is not None else "")
                 + f" cannot be loaded as a pipeline: {error}"
