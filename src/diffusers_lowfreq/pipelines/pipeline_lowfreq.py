@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
 from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -57,6 +58,9 @@ class LowFreqPipeline(LowFreqBasePipeline):
             Class names.
         truncate_prior (`bool`, defaults to `False`):
             Whether a call lets the prior model stop early, see there.
+        guider (`BaseGuidance`, *optional*):
+            One of diffusers' guiders, for the flow, instead of `guidance_scale`: whichever combines predictions with the
+            label and without, such as `AdaptiveProjectedGuidance`.
 
     Raises:
         ValueError: If `scheduler` cannot make the source or `prior_scheduler` redraws noise.
@@ -74,13 +78,19 @@ class LowFreqPipeline(LowFreqBasePipeline):
         prior_scheduler: SchedulerMixin | None = None,
         id2label: dict[int, str] | dict[str, str] | None = None,
         truncate_prior: bool = False,
+        guider: BaseGuidance | None = None,
     ):
         super().__init__()
         self._check_flag("truncate_prior", truncate_prior)
         if id2label is not None and not isinstance(id2label, dict):
             raise ValueError(f"`id2label` must be a dict of class numbers and names, got {id2label!r}.")
         self._register_components(
-            transformer=transformer, scheduler=scheduler, vae=vae, prior=prior, prior_scheduler=prior_scheduler
+            transformer=transformer,
+            scheduler=scheduler,
+            vae=vae,
+            prior=prior,
+            prior_scheduler=prior_scheduler,
+            guider=guider,
         )
         self.register_to_config(id2label=id2label, truncate_prior=truncate_prior)
         self.labels = {name: int(number) for number, name in (id2label or {}).items()}
