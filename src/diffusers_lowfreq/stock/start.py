@@ -124,7 +124,7 @@ def generate_from_coarse(
         source = pack_latents(pipe, scheduler.make_source(low, noise))
 
     started = copy.copy(pipe)  # shares the components; its own scheduler
-    started.scheduler = _checked(_plain(pipe.scheduler), source, noise_ratio)
+    started.scheduler = _checked(plain_scheduler(pipe.scheduler), source, noise_ratio)
     levels = np.linspace(noise_ratio, noise_ratio / num_inference_steps, num_inference_steps).tolist()
     return started(
         height=height,
@@ -180,7 +180,7 @@ def _check(pipe, scheduler, takes, call, counts) -> LowFreqFlowMatchScheduler:
     return scheduler
 
 
-def _plain(stock):
+def plain_scheduler(stock):
     """A scheduler over the very levels that are given: Euler, without the shift of the stock one."""
     cls = (
         LowFreqFlowMatchScheduler if isinstance(stock, LowFreqFlowMatchScheduler) else FlowMatchEulerDiscreteScheduler
