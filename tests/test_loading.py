@@ -44,6 +44,7 @@ def test_model_index_names_this_library_and_holds_no_list_but_components(saved):
     assert index["scheduler"] == ["diffusers_lowfreq", "LowFreqFlowMatchScheduler"]
     assert index["vae"] == ["diffusers", "AutoencoderKL"]
     assert index["prior_scheduler"] == ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    assert index.pop("guider") == [None, None]
     assert sorted(name for name, value in index.items() if isinstance(value, list)) == COMPONENTS
     assert not list(saved.rglob("*.bin")) and len(list(saved.rglob("*.safetensors"))) == 3
 
@@ -81,7 +82,7 @@ def test_the_hub_check_of_custom_components_accepts_ours(saved):
     components = {name: value for name, value in index.items() if isinstance(value, list)}
     files = [str(path.relative_to(saved)) for path in saved.rglob("*")]
     custom, folders = _get_custom_components_and_folders("someone/some-model", components, files)
-    assert not custom and sorted(folders) == COMPONENTS
+    assert not custom and sorted(folders) == sorted([*COMPONENTS, "guider"])  # of those that are there
 
 
 def test_single_components_load_by_their_class_and_by_auto_model(saved):

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HELPERS = ["tiny.py", "scripts.py", "hub_server.py"]
-TESTS = ["test_loading.py", "test_pipeline.py", "test_transformer.py", "test_hub.py"]
+TESTS = ["test_loading.py", "test_pipeline.py", "test_transformer.py", "test_guiders.py", "test_hub.py"]
 
 
 @pytest.mark.slow
@@ -46,5 +46,7 @@ def test_works_with_the_oldest_supported_versions(tmp_path):
 
     run("pip", "install", "--quiet", "--constraint", str(constraints), f"{source}[training,test]")
     assert f"Version: {pinned}" in run("pip", "show", "diffusers")
-    report = run("pytest", "-q", "-W", "ignore", "-k", "not compile", *(f"tests/{name}" for name in TESTS))  # fails if one does
+    report = run(
+        "pytest", "-q", "-W", "ignore", "-k", "not compile", *(f"tests/{name}" for name in TESTS)
+    )  # fails if one does
     assert re.search(r"\d{3} passed", report)

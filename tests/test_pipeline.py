@@ -663,7 +663,7 @@ def test_signature_components_and_optional_ones_agree():
     parameters = inspect.signature(LowFreqPipeline.__init__).parameters
     components = make_components()
     pipe = LowFreqPipeline(**components)
-    assert set(pipe.components) == {"transformer", "scheduler", "vae", "prior", "prior_scheduler"}
+    assert set(pipe.components) == {"transformer", "scheduler", "vae", "prior", "prior_scheduler", "guider"}
     assert all(parameters[name].default is None for name in pipe._optional_components)
     modules = [name for name, c in pipe.components.items() if isinstance(c, torch.nn.Module)]
     assert sorted(pipe.model_cpu_offload_seq.split("->")) == sorted(modules)

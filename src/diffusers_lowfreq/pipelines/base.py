@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError
 
 import diffusers
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -47,7 +48,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
     few steps; the autoencoder decodes it. That is `_generate`.
     """
 
-    _optional_components = ["vae", "prior", "prior_scheduler"]
+    _optional_components = ["vae", "prior", "prior_scheduler", "guider"]
     _callback_tensor_inputs = ["latents"]
     _prior_callback_tensor_inputs = ["prior_latents"]
 
@@ -55,7 +56,12 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         """Register the components of a pipeline, with a scheduler for its prior, and refuse what does not fit together."""
         if components.get("prior") is not None and components["prior_scheduler"] is None:
             components["prior_scheduler"] = FlowMatchEulerDiscreteScheduler()
+        guider = components.get("guider")
+        if guider is not None and not isinstance(guider, BaseGuidance):
+            raise ValueError(f"`guider` must be one of diffusers' guiders, got {type(guider).__name__}.")
         self.register_modules(**components)
+        self._interrupt = False
+        self._network_calls = {"prior": 0, "flow": 0}
         self._check_schedulers()
         self._check_one_step()
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -149,6 +155,11 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
     def _check_flag(name: str, value: bool):
         if not isinstance(value, bool):
             raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+
+    @staticmethod
+    def _check_output_type(output_type: str):
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
 
     def _check_schedulers(self):
         """Refuse a scheduler that cannot make the source, or a prior scheduler that is wrong from Gaussian noise."""
@@ -251,15 +262,24 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
             or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
         ):
             raise ValueError(f"`guidance_interval` must be two rising numbers in [0, 1], got {guidance_interval!r}.")
-        if getattr(self.transformer.config, "use_meanflow", False) and tuple(guidance_interval) != (0.0, 1.0):
+        interval = tuple(guidance_interval)
+        if getattr(self.transformer.config, "use_meanflow", False) and interval != (0.0, 1.0):
             raise ValueError(
                 "`guidance_interval` must be left out: this one-step model has its guidance folded in, got "
                 f"{guidance_interval!r}."
             )
+        if self.guider is not None:  # it has its own scale
+            if getattr(self.transformer.config, "use_meanflow", False):
+                raise ValueError("`guider` must be None with a one-step `transformer`, whose guidance is folded in.")
+            for name, given in (
+                ("guidance_scale", guidance_scale != 1),
+                ("guidance_interval", interval != (0.0, 1.0)),
+            ):
+                if given:
+                    raise ValueError(f"`{name}` must be left out: the `guider` of this pipeline guides the flow.")
         if noise_ratio is not None:
             self.scheduler.check_noise_ratio(noise_ratio)
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        self._check_output_type(output_type)
 
         factor = self.scheduler.config.factor
         for name, value in (("height", height), ("width", width)):
@@ -327,6 +347,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         unconditional: dict[str, torch.Tensor] | None,
         generator: torch.Generator | list[torch.Generator] | None,
         device: torch.device,
+        guidance_scale: float = 1.0,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("prior_latents",),
         final_sigma: float = 0.0,
@@ -346,6 +367,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                 For the noise.
             device (`torch.device`):
                 Where the prior model runs.
+            guidance_scale (`float`, defaults to `1.0`):
+                Classifier-free guidance of the prior model.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`tuple[str, ...]`):
                 As the `prior_…` arguments of a call.
             final_sigma (`float`, defaults to `0.0`):
@@ -362,6 +385,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         Raises:
             ValueError: If the prior's scheduler shifts its grid, so that it would stop elsewhere.
         """
+        self._prior_guidance_scale = guidance_scale
         config = self.prior.config
         shape = (batch_size, config.in_channels, height, width)
         prior_latents = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
@@ -486,6 +510,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         lowest, highest = torch.tensor(guidance_interval).tolist()  # rounded to float32, as the levels are
         timesteps = scheduler.timesteps[:num_inference_steps]
         is_mean_flow = getattr(model.config, "use_meanflow", False)
+        guider = self.guider if stage == "flow" and unconditional is not None else None
         twice = None  # the condition of a guided call, then what it has instead
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for i, t in enumerate(timesteps):
@@ -494,7 +519,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                 self._current_timestep = t
                 sigma = float(scheduler.sigmas[i]) if guidance_interval != (0.0, 1.0) else 1.0
                 scale = guidance_scale() if lowest <= sigma <= highest else 1.0
-                guided = unconditional is not None and scale != 1.0 and not is_mean_flow
+                guided = unconditional is not None and guider is None and scale != 1.0 and not is_mean_flow
                 x, inputs = latents, condition
                 if guided:
                     if twice is None:
@@ -509,11 +534,14 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                     inputs = {"timestep_r": end.expand(len(x)), **inputs}
                     if model.config.guidance_scale_range is not None:
                         inputs["guidance"] = torch.full((len(x),), scale, device=x.device)
-                velocity = model(x, t.expand(len(x)), return_dict=False, **inputs)[0]
+                if guider is not None:
+                    velocity, calls = self._guide(model, x, t, i, len(timesteps), inputs, unconditional)
+                else:
+                    velocity, calls = model(x, t.expand(len(x)), return_dict=False, **inputs)[0], 2 if guided else 1
                 if guided:
                     told, not_told = velocity.chunk(2)
                     velocity = torch.add(not_told, told - not_told, alpha=scale)
-                self._network_calls[stage] += 2 if guided else 1
+                self._network_calls[stage] += calls
                 latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
@@ -522,6 +550,20 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                 progress_bar.update()
         self._current_timestep = None
         return latents, velocity
+
+    def _guide(
+        self, model, latents, t, step, num_inference_steps, condition, unconditional
+    ) -> tuple[torch.Tensor, int]:
+        """Have the `guider` say with which conditions to call the model, and combine the velocities; count the calls."""
+        self.guider.set_state(step=step, num_inference_steps=num_inference_steps, timestep=t)
+        inputs = {k: (v, unconditional[k]) if k in unconditional else v for k, v in condition.items()}
+        batches = self.guider.prepare_inputs(inputs)
+        for batch in batches:
+            self.guider.prepare_models(model)
+            told = {k: getattr(batch, k) for k in inputs}
+            batch.noise_pred = model(latents, t.expand(len(latents)), return_dict=False, **told)[0]
+            self.guider.cleanup_models(model)
+        return self.guider(batches)[0], len(batches)
 
     # ------------------------------------------------------------------------------------------------ state of a call
 
@@ -656,6 +698,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                 unconditional,
                 generator,
                 device,
+                prior_guidance_scale,
                 prior_callback_on_step_end,
                 prior_callback_on_step_end_tensor_inputs,
                 final_sigma,
@@ -687,10 +730,10 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         )
 
         # 5. Decode
-        images = self._decode(latents, output_type)
+        images = self.decode_latents(latents, output_type)
         prior_images = None
         if output_prior_images and prior_latents is not None:
-            prior_images = self._decode(self.scheduler.projection.upsample(prior_latents), output_type)
+            prior_images = self.decode_latents(self.scheduler.projection.upsample(prior_latents), output_type)
 
         self.maybe_free_model_hooks()
 
@@ -698,7 +741,9 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
             return (images, prior_images) if output_prior_images else (images,)
         return LowFreqPipelineOutput(images=images, prior_images=prior_images, prior_latents=prior_latents)
 
-    def _decode(self, latents: torch.Tensor, output_type: str):
+    def decode_latents(self, latents: torch.Tensor, output_type: str):
+        """Decode latents of unit scale `(batch, channels, height, width)`; `"latent"` leaves them as they are."""
+        self._check_output_type(output_type)
         if output_type == "latent":
             return latents
         images = decode_latents(self.vae, latents) if self.vae is not None else latents
