@@ -80,7 +80,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         index = Path(pretrained_model_name_or_path) / "model_index.json"
         if index.is_file():
             cls.load_config(str(index.parent))  # a broken file is reported by diffusers
-            for name, entry in json.loads(index.read_text(encoding="utf-8")).items():
+            saved = json.loads(index.read_text(encoding="utf-8"))
+            for name, entry in ((k, saved[k]) for k in saved if k in cls._get_init_keys(cls)):
                 if isinstance(entry, list) and entry[0] and name not in kwargs and not (index.parent / name).is_dir():
                     raise ValueError(
                         f"`pretrained_model_name_or_path` must hold a folder {name!r} with a {entry[1]}, as its "
@@ -99,10 +100,14 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         saved = config_dict.get("_class_name", cls.__name__)
-        if not issubclass(getattr(diffusers, str(saved), cls), LowFreqBasePipeline):
+        saved_class = getattr(diffusers, str(saved), cls)
+        if not issubclass(saved_class, LowFreqBasePipeline):
             raise ValueError(
                 f"a {cls.__name__} must be loaded from a low-frequency pipeline, what is there is a {saved}."
             )
+        # What another of our pipelines has and this one has not, such as a prior model, stays where it is
+        others = cls._get_init_keys(saved_class) - cls._get_init_keys(cls)
+        config_dict = {k: v for k, v in config_dict.items() if k not in others}
         return super().extract_init_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
@@ -160,6 +165,18 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
     def _check_output_type(output_type: str):
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+
+    def _check_size(self, height: int, width: int):
+        for name, value in (("height", height), ("width", width)):
+            prior_patch = self.prior.config.patch_size if self.prior is not None else 1
+            step = self.vae_scale_factor * math.lcm(
+                self.transformer.config.patch_size, self.scheduler.config.factor * prior_patch
+            )
+            is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not is_integer or value < 1 or value % step:
+                raise ValueError(
+                    f"`{name}` must be a positive multiple of {step} (autoencoder, patches and factor), got {value!r}."
+                )
 
     def _check_schedulers(self):
         """Refuse a scheduler that cannot make the source, or a prior scheduler that is wrong from Gaussian noise."""
@@ -281,15 +298,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
             self.scheduler.check_noise_ratio(noise_ratio)
         self._check_output_type(output_type)
 
+        self._check_size(height, width)
         factor = self.scheduler.config.factor
-        for name, value in (("height", height), ("width", width)):
-            prior_patch = self.prior.config.patch_size if self.prior is not None else 1
-            step = self.vae_scale_factor * math.lcm(self.transformer.config.patch_size, factor * prior_patch)
-            is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if not is_integer or value < 1 or value % step:
-                raise ValueError(
-                    f"`{name}` must be a positive multiple of {step} (autoencoder, patches and factor), got {value!r}."
-                )
         channels = self.transformer.config.in_channels
         latent_height, latent_width = height // self.vae_scale_factor, width // self.vae_scale_factor
         if latents is not None and prior_latents is not None:
