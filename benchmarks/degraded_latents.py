@@ -16,7 +16,7 @@ import os
 import torch
 from tqdm.auto import tqdm
 
-from diffusers_lowfreq import LowFreqUpscalePipeline, LowFrequencyProjection
+from diffusers_lowfreq import LowFrequencyProjection, LowFreqUpscalePipeline
 from diffusers_lowfreq.autoencoding import encode_images
 from diffusers_lowfreq.training import DEGRADATIONS, degrade, keyed_generator, load_images, machine_kind
 
@@ -50,7 +50,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     pipe = LowFreqUpscalePipeline.from_pretrained(args.pipeline)
-    projection, (height, width) = pipe.scheduler.projection, pipe._default_size(None, None)
+    projection, height = pipe.scheduler.projection, pipe._default_size(None, None)[0]
     data = load_images(train_data_dir=args.data, resolution=height)
     order = torch.randperm(len(data), generator=keyed_generator(0, "test")).tolist()[: args.num_images]
     images = torch.stack([image for _, image in data.decode_all(order)])

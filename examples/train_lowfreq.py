@@ -36,7 +36,12 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import check_min_version, make_image_grid
 from diffusers.utils.torch_utils import randn_tensor
-from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
+from diffusers_lowfreq import (
+    LowFreqFlowMatchScheduler,
+    LowFreqPipeline,
+    LowFreqTransformer2DModel,
+    LowFreqUpscalePipeline,
+)
 from diffusers_lowfreq.autoencoding import load_autoencoder, normalize_latents, set_latent_statistics
 from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
 from diffusers_lowfreq.evaluation import count_flops
@@ -494,6 +499,25 @@ def add_lora(model, rank, seed):
     model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=linears))
 
 
+def save_lora(pipeline, repo_id, facts, args):
+    """Write the LoRA as diffusers' own scripts do, with the source that it is for, and its card."""
+    from peft import get_peft_model_state_dict
+
+    base_model = args.pretrained_model_name_or_path
+    base_model = os.path.basename(base_model.rstrip("/")) if os.path.isdir(base_model) else base_model
+    config = pipeline.transformer.peft_config["default"].to_dict()
+    config["auto_mapping"] = {"base_model": base_model} | pipeline.scheduler.source
+    type(pipeline).save_lora_weights(
+        args.output_dir,
+        transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer),
+        transformer_lora_adapter_metadata=config,
+    )
+    if args.degraded_share is not None:
+        parts = {k: getattr(pipeline, k) for k in ("transformer", "scheduler", "vae")}
+        pipeline = LowFreqUpscalePipeline(**parts, id2label=pipeline.config.id2label)
+    save_model_card(args.output_dir, repo_id, pipeline, facts, base_model)
+
+
 def trainable(model):
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -848,6 +872,10 @@ def main(args):
             k: pipeline.scheduler.config[k] for k in ("projection", "factor", "noise_ratio", "noise_ratio_range")
         },
     }
+    if args.degraded_share is not None:
+        facts["Source"]["share of degraded coarse latents"] = args.degraded_share
+    if args.rank is not None:
+        facts["LoRA"] = {"rank": args.rank, "alpha": args.rank, "of": "the linear layers of the blocks of the flow"}
     if teacher is not None or args.objective == "mean_flow":
         facts["One-step training"] = {"objective": "distillation" if teacher is not None else args.objective}
         if teacher is not None:
@@ -867,7 +895,9 @@ def main(args):
             "seed": args.seed,
         }
         pipeline.to("cpu")
-        if pipeline.transformer is not None:
+        if args.rank is not None:
+            save_lora(pipeline, repo_id, facts, args)
+        elif pipeline.transformer is not None:
             pipeline.save_pretrained(args.output_dir)
             save_model_card(args.output_dir, repo_id, pipeline, facts)
         else:

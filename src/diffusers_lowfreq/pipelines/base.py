@@ -16,6 +16,7 @@ import diffusers
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import SanaLoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
@@ -40,7 +41,7 @@ def _calculate_shift(seq_len: int, config) -> float:
     return config.base_shift + slope * (seq_len - config.base_image_seq_len)
 
 
-class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
+class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoaderMixin):
     r"""
     What the low-frequency pipelines share; each adds what its networks are told.
 
@@ -123,6 +124,31 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                 "followed, the weights are saved as safetensors files."
             )
         super().save_pretrained(save_directory, True, *args, **kwargs)
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs,
+    ):
+        """
+        Load a LoRA of the flow as diffusers' pipelines do, from safetensors files only.
+
+        Raises:
+            ValueError: If it says that it was trained for another source than that of the `scheduler`.
+        """
+        kwargs = {"use_safetensors": True} | kwargs | {"return_lora_metadata": True}
+        state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+        trained_for = (metadata or {}).get("transformer.auto_mapping") or {}
+        for name, own in self.scheduler.source.items():
+            if name in trained_for and trained_for[name] != json.loads(json.dumps(own)):
+                raise ValueError(
+                    "`pretrained_model_name_or_path_or_dict` must be a LoRA for the source of this pipeline, with "
+                    f"{name} {own!r}; it was trained with {trained_for[name]!r}."
+                )
+        options = {"adapter_name": adapter_name, "hotswap": hotswap, "metadata": metadata, "_pipeline": self}
+        self.load_lora_into_transformer(state_dict, self.transformer, **options)
 
     def _upload_folder(
         self, working_dir, repo_id: str, token: str | None = None, subfolder: str | None = None, **kwargs

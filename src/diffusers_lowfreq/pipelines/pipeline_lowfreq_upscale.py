@@ -34,7 +34,7 @@ EXAMPLE_DOC_STRING = """
         >>> from diffusers_lowfreq import LowFreqUpscalePipeline
 
         >>> pipe = LowFreqUpscalePipeline.from_pretrained("checkpoints/cifar10-32")
-        >>> pipe.transformer.load_lora_adapter("checkpoints/cifar10-32-upscale")  # trained on thumbnails and blur
+        >>> pipe.load_lora_weights("checkpoints/cifar10-32-upscale")  # trained on thumbnails and blur
         >>> thumbnail = Image.open("thumbnail.png")
         >>> generator = torch.Generator().manual_seed(0)
         >>> images = pipe(thumbnail, "horse", strength=0.4, num_images_per_prompt=4, generator=generator).images

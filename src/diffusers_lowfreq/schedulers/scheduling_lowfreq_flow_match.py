@@ -154,6 +154,12 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
 
     # ------------------------------------------------------------------------------------------------ the source
 
+    @property
+    def source(self) -> dict:
+        """What the source is, as a model was trained for it; `noise_ratio` where there is no range to choose it from."""
+        ratio = "noise_ratio" if self.config.noise_ratio_range is None else "noise_ratio_range"
+        return {k: self.config[k] for k in ("projection", "factor", "projection_basis", ratio)}
+
     def check_noise_ratio(self, noise_ratio: float, name: str = "noise_ratio") -> float:
         """
         Return `noise_ratio` if the source may be made with it; an error calls it by `name`.
