@@ -7,7 +7,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .models import LowFreqTransformer2DModel
-from .pipelines import LowFreqPipeline, LowFreqPipelineOutput
+from .pipelines import LowFreqPipeline, LowFreqPipelineOutput, LowFreqUpscalePipeline
 from .projections import LowFrequencyProjection, fit_projection_basis
 from .schedulers import LowFreqFlowMatchScheduler
 from .stock import generate_from_coarse
@@ -22,6 +22,7 @@ __all__ = [
     "LowFreqPipeline",
     "LowFreqPipelineOutput",
     "LowFreqTransformer2DModel",
+    "LowFreqUpscalePipeline",
     "LowFrequencyProjection",
     "fit_projection_basis",
     "generate_from_coarse",
@@ -40,7 +41,8 @@ def _register():
         return
     bases = (ModelMixin, SchedulerMixin, DiffusionPipeline)
     LOADABLE_CLASSES[__name__] = {base.__name__: ["save_pretrained", "from_pretrained"] for base in bases}
-    diffusers.LowFreqPipeline = LowFreqPipeline
+    for pipeline_class in (LowFreqPipeline, LowFreqUpscalePipeline):
+        setattr(diffusers, pipeline_class.__name__, pipeline_class)
 
 
 _register()

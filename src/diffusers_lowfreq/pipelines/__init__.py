@@ -1,5 +1,6 @@
 from .pipeline_lowfreq import LowFreqPipeline
+from .pipeline_lowfreq_upscale import LowFreqUpscalePipeline
 from .pipeline_output import LowFreqPipelineOutput
 
 
-__all__ = ["LowFreqPipeline", "LowFreqPipelineOutput"]
+__all__ = ["LowFreqPipeline", "LowFreqPipelineOutput", "LowFreqUpscalePipeline"]

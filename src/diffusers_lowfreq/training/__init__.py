@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """What the training scripts share. Needs the `training` extra; nothing at inference imports it."""
 
+from .degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
 from .latent_cache import LatentCache
@@ -9,9 +10,13 @@ from .state import parse_with_config, register_model_hooks, resume_checkpoint, s
 
 
 __all__ = [
+    "DEGRADATIONS",
+    "DegradedImages",
+    "DegradedPairs",
     "ImageDataset",
     "KeyedBatchSampler",
     "LatentCache",
+    "degrade",
     "keyed_generator",
     "load_images",
     "machine_kind",
