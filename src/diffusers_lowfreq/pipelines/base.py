@@ -60,6 +60,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         if guider is not None and not isinstance(guider, BaseGuidance):
             raise ValueError(f"`guider` must be one of diffusers' guiders, got {type(guider).__name__}.")
         self.register_modules(**components)
+        self._interrupt = False
+        self._network_calls = {"prior": 0, "flow": 0}
         self._check_schedulers()
         self._check_one_step()
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -153,6 +155,11 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
     def _check_flag(name: str, value: bool):
         if not isinstance(value, bool):
             raise ValueError(f"`{name}` must be True or False, got {value!r}.")
+
+    @staticmethod
+    def _check_output_type(output_type: str):
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
 
     def _check_schedulers(self):
         """Refuse a scheduler that cannot make the source, or a prior scheduler that is wrong from Gaussian noise."""
@@ -272,8 +279,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                     raise ValueError(f"`{name}` must be left out: the `guider` of this pipeline guides the flow.")
         if noise_ratio is not None:
             self.scheduler.check_noise_ratio(noise_ratio)
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        self._check_output_type(output_type)
 
         factor = self.scheduler.config.factor
         for name, value in (("height", height), ("width", width)):
@@ -341,6 +347,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         unconditional: dict[str, torch.Tensor] | None,
         generator: torch.Generator | list[torch.Generator] | None,
         device: torch.device,
+        guidance_scale: float = 1.0,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("prior_latents",),
         final_sigma: float = 0.0,
@@ -360,6 +367,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                 For the noise.
             device (`torch.device`):
                 Where the prior model runs.
+            guidance_scale (`float`, defaults to `1.0`):
+                Classifier-free guidance of the prior model.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`tuple[str, ...]`):
                 As the `prior_…` arguments of a call.
             final_sigma (`float`, defaults to `0.0`):
@@ -376,6 +385,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         Raises:
             ValueError: If the prior's scheduler shifts its grid, so that it would stop elsewhere.
         """
+        self._prior_guidance_scale = guidance_scale
         config = self.prior.config
         shape = (batch_size, config.in_channels, height, width)
         prior_latents = randn_tensor(shape, generator=generator, device=device, dtype=self.prior.dtype)
@@ -688,6 +698,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                 unconditional,
                 generator,
                 device,
+                prior_guidance_scale,
                 prior_callback_on_step_end,
                 prior_callback_on_step_end_tensor_inputs,
                 final_sigma,
@@ -719,10 +730,10 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         )
 
         # 5. Decode
-        images = self._decode(latents, output_type)
+        images = self.decode_latents(latents, output_type)
         prior_images = None
         if output_prior_images and prior_latents is not None:
-            prior_images = self._decode(self.scheduler.projection.upsample(prior_latents), output_type)
+            prior_images = self.decode_latents(self.scheduler.projection.upsample(prior_latents), output_type)
 
         self.maybe_free_model_hooks()
 
@@ -730,7 +741,9 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
             return (images, prior_images) if output_prior_images else (images,)
         return LowFreqPipelineOutput(images=images, prior_images=prior_images, prior_latents=prior_latents)
 
-    def _decode(self, latents: torch.Tensor, output_type: str):
+    def decode_latents(self, latents: torch.Tensor, output_type: str):
+        """Decode latents of unit scale `(batch, channels, height, width)`; `"latent"` leaves them as they are."""
+        self._check_output_type(output_type)
         if output_type == "latent":
             return latents
         images = decode_latents(self.vae, latents) if self.vae is not None else latents

@@ -113,7 +113,8 @@ class LowFreqPipeline(LowFreqBasePipeline):
             class_labels = [class_labels]
         if not isinstance(class_labels, (list, tuple, np.ndarray)) or getattr(class_labels, "ndim", 1) == 0:
             raise ValueError(f"`class_labels` must be a class name or number or a list of them, got {class_labels!r}.")
-        num_classes = getattr(self.transformer.config, "num_classes", None)
+        model = self.prior if self.transformer is None else self.transformer
+        num_classes = getattr(model.config, "num_classes", None)
         if num_classes is None:
             raise ValueError("`class_labels` must not be given: this model is unconditional.")
         if not len(class_labels):
@@ -134,6 +135,17 @@ class LowFreqPipeline(LowFreqBasePipeline):
         return ids
 
     # ------------------------------------------------------------------------------------------------ the call
+
+    def encode_labels(
+        self, class_labels: int | str | list[int | str] | torch.Tensor | None, num_images_per_prompt: int, device
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+        """Turn labels into what the networks are told, and into what instead in the second call of guidance: no label."""
+        if class_labels is None:
+            return {}, None
+        ids = self.get_label_ids(class_labels)
+        labels = torch.tensor(ids, device=device).repeat_interleave(num_images_per_prompt)
+        model = self.prior if self.transformer is None else self.transformer
+        return {"class_labels": labels}, {"class_labels": torch.full_like(labels, model.config.num_classes)}
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -273,11 +285,7 @@ class LowFreqPipeline(LowFreqBasePipeline):
             )
 
         # 2. What the networks are told, and what instead in the second call of guidance
-        condition, unconditional = {}, None
-        if ids is not None:
-            labels = torch.tensor(ids, device=self._flow_device).repeat_interleave(num_images_per_prompt)
-            condition = {"class_labels": labels}
-            unconditional = {"class_labels": torch.full_like(labels, self.transformer.config.num_classes)}
+        condition, unconditional = self.encode_labels(ids, num_images_per_prompt, self._flow_device)
 
         # 3. Coarse latent, source, flow, image
         return self._generate(batch_size, condition, unconditional, **call)
