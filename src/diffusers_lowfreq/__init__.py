@@ -7,7 +7,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .models import LowFreqTransformer2DModel
-from .pipelines import LowFreqPipeline, LowFreqPipelineOutput
+from .pipelines import LowFreqPipeline, LowFreqPipelineOutput, LowFreqTextToImagePipeline
 from .projections import LowFrequencyProjection, fit_projection_basis
 from .schedulers import LowFreqFlowMatchScheduler
 
@@ -20,6 +20,7 @@ __all__ = [
     "LowFreqFlowMatchScheduler",
     "LowFreqPipeline",
     "LowFreqPipelineOutput",
+    "LowFreqTextToImagePipeline",
     "LowFreqTransformer2DModel",
     "LowFrequencyProjection",
     "fit_projection_basis",
@@ -39,6 +40,7 @@ def _register():
     bases = (ModelMixin, SchedulerMixin, DiffusionPipeline)
     LOADABLE_CLASSES[__name__] = {base.__name__: ["save_pretrained", "from_pretrained"] for base in bases}
     diffusers.LowFreqPipeline = LowFreqPipeline
+    diffusers.LowFreqTextToImagePipeline = LowFreqTextToImagePipeline
 
 
 _register()

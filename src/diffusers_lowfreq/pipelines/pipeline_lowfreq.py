@@ -63,7 +63,7 @@ class LowFreqPipeline(LowFreqBasePipeline):
             label and without, such as `AdaptiveProjectedGuidance`.
 
     Raises:
-        ValueError: If `scheduler` cannot make the source or `prior_scheduler` redraws noise.
+        ValueError: If `transformer` is a model of text, `scheduler` cannot make the source or `prior_scheduler` redraws noise.
     """
 
     model_cpu_offload_seq = "prior->transformer->vae"
@@ -84,6 +84,10 @@ class LowFreqPipeline(LowFreqBasePipeline):
         self._check_flag("truncate_prior", truncate_prior)
         if id2label is not None and not isinstance(id2label, dict):
             raise ValueError(f"`id2label` must be a dict of class numbers and names, got {id2label!r}.")
+        if getattr(getattr(transformer, "config", None), "caption_channels", None) is not None:
+            raise ValueError(
+                "`transformer` must not have `caption_channels`: use a LowFreqTextToImagePipeline for text."
+            )
         self._register_components(
             transformer=transformer,
             scheduler=scheduler,
