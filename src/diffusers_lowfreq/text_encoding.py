@@ -1,6 +1,8 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """From prompts to text embeddings, for the CLIP and T5 encoders of transformers."""
 
+import hashlib
+import json
 import os
 
 import torch
@@ -61,6 +63,20 @@ def load_text_encoder(
 def max_tokens(text_encoder, tokenizer) -> int:
     """Return how many tokens the encoder and its tokenizer take, or `MAX_TOKENS` if the encoder (T5) knows no limit."""
     return min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", MAX_TOKENS))
+
+
+def fingerprint(text_encoder, tokenizer) -> str:
+    """Return a hash of all that embeddings depend on beside the text."""
+    probe = tokenizer(
+        "A probe: how words, cases and marks are cut, and what is put around them.", verbose=False
+    ).input_ids
+    config = {k: v for k, v in text_encoder.config.to_diff_dict().items() if not k.startswith(("_", "transformers_"))}
+    facts = [type(text_encoder).__name__, config, max_tokens(text_encoder, tokenizer), tokenizer.get_vocab(), probe]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, value in sorted(text_encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
