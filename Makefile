@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 STUDIES := few-steps noise-ratio projection guidance prior truncation one-step
 
-.PHONY: demo test test-all style bench bench-ablations bench-coupling bench-gap bench-pictures $(STUDIES:%=bench-%)
+.PHONY: demo test test-all style docs bench bench-ablations bench-coupling bench-gap bench-pictures $(STUDIES:%=bench-%)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(RUN) -m pytest -q
+
+docs: $(STAMP)
+	$(RUN) -m pdoc --docformat google --output-directory out/docs diffusers_lowfreq diffusers_lowfreq.autoencoding \
+		diffusers_lowfreq.couplings diffusers_lowfreq.evaluation diffusers_lowfreq.models diffusers_lowfreq.modular \
+		diffusers_lowfreq.objectives diffusers_lowfreq.training
 
 style: $(STAMP)
 	$(RUN) -m ruff check .

@@ -31,7 +31,7 @@ setup(
     extras_require={
         "training": [*training, "transformers"],
         "evaluation": ["matplotlib", "scipy"],
-        "test": ["peft>=0.17", "pytest", "ruff"],
+        "test": ["pdoc", "peft>=0.17", "pytest", "ruff"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

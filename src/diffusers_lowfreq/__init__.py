@@ -10,6 +10,7 @@ from .models import LowFreqTransformer2DModel
 from .pipelines import LowFreqPipeline, LowFreqPipelineOutput, LowFreqTextToImagePipeline
 from .projections import LowFrequencyProjection, fit_projection_basis
 from .schedulers import LowFreqFlowMatchScheduler
+from .stock import generate_from_coarse
 
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "LowFreqTransformer2DModel",
     "LowFrequencyProjection",
     "fit_projection_basis",
+    "generate_from_coarse",
 ]
 
 
