@@ -11,6 +11,11 @@ chooses one of them. With `--objective mean_flow`, or from a trained pipeline wi
     accelerate launch examples/train_lowfreq.py --teacher out/model --guidance_scale 3 --prior_guidance_scale 3 \
         --train_data_dir my_images --output_dir out/one-step
 
+With `--caption_column` and a text encoder the models are told text instead of labels:
+
+    accelerate launch examples/train_lowfreq.py --train_data_dir my_captioned_images --caption_column text \
+        --pretrained_text_encoder_name_or_path google/t5-v1_1-small --output_dir out/text-to-image
+
 The loop is `train` below; everything that is drawn in it is keyed by seed, step and position in the
 global batch, so the same run on other numbers of processes, or after a resume, takes the same path. (The minibatch
 optimal transport of the prior is the exception: it depends on the batch of each process.)
@@ -39,6 +44,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import (
     LowFreqFlowMatchScheduler,
     LowFreqPipeline,
+    LowFreqTextToImagePipeline,
     LowFreqTransformer2DModel,
     LowFreqUpscalePipeline,
 )
@@ -49,7 +55,9 @@ from diffusers_lowfreq.model_card import save_model_card
 from diffusers_lowfreq.models import SIZES
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow, check_derivative
 from diffusers_lowfreq.projections import PROJECTIONS, fit_projection_basis
+from diffusers_lowfreq.text_encoding import fingerprint, load_text_encoder
 from diffusers_lowfreq.training import (
+    CaptionCache,
     DegradedImages,
     DegradedPairs,
     KeyedBatchSampler,
@@ -80,6 +88,8 @@ NEW_PRIOR = {"prior_size": "micro", "prior_patch_size": 1}
 FROM_PIPELINE_ONLY = ["conditional", "pretrained_vae_model_name_or_path", "vae_subfolder", "latent_statistics"]
 FROM_PIPELINE_ONLY += ["pretrained_prior_model_name_or_path", "prior_subfolder", "transformer_size", "patch_size"]
 FROM_PIPELINE_ONLY += ["projection", "factor", "noise_ratio", "noise_ratio_range"]
+TEXT_ENCODER = ["pretrained_text_encoder_name_or_path", "text_encoder_subfolder", "tokenizer_subfolder"]
+FROM_PIPELINE_ONLY += TEXT_ENCODER
 
 
 def network_size(value):
@@ -110,6 +120,9 @@ def parse_args(argv=None):
     group.add_argument("--train_data_dir", help="local folder of images or parquet files, or one parquet file")
     group.add_argument("--image_column", default="image")
     group.add_argument("--label_column", default="label", help="integers; a set without the default column has none")
+    group.add_argument(
+        "--caption_column", help="strings, or lists of them to draw from: the models are told text instead of labels"
+    )
     group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use the labels")
     group.add_argument("--resolution", type=int, default=32)
     group.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True)
@@ -125,6 +138,9 @@ def parse_args(argv=None):
     group.add_argument("--vae_subfolder")
     group.add_argument("--pretrained_prior_model_name_or_path", help="a prior model to use or to go on training")
     group.add_argument("--prior_subfolder")
+    group.add_argument("--pretrained_text_encoder_name_or_path", help="a CLIP or T5 encoder and its tokenizer")
+    group.add_argument("--text_encoder_subfolder")
+    group.add_argument("--tokenizer_subfolder")
     group.add_argument("--revision")
     group.add_argument("--variant")
     group.add_argument("--latent_statistics", choices=["measured", "config"], default="measured")
@@ -166,7 +182,7 @@ def parse_args(argv=None):
     group.add_argument("--time_sampling", choices=["uniform", "logit_normal"], default="uniform")
     group.add_argument("--logit_mean", type=float, default=0.0)
     group.add_argument("--logit_std", type=float, default=1.0)
-    group.add_argument("--label_dropout", type=float, default=0.1, help="for classifier-free guidance")
+    group.add_argument("--label_dropout", type=float, default=0.1, help="of labels or captions, for guidance")
 
     group = parser.add_argument_group("one-step models: --objective mean_flow or --teacher")
     group.add_argument("--guidance_scale", type=float, help="fold classifier-free guidance into the flow")
@@ -277,17 +293,36 @@ def parse_args(argv=None):
     for name in taken:
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"argument --{name}: is taken from the pretrained model; leave it out")
+    if args.caption_column is not None:
+        for name in ("label_column", "conditional"):
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(
+                    f"argument --{name}: is for labels, and with --caption_column there are none; leave it out"
+                )
+        if args.prior_coupling == "semi_discrete":
+            parser.error("argument --prior_coupling: must be minibatch_ot or independent with --caption_column")
+        if args.pretrained_text_encoder_name_or_path is None and taken != FROM_PIPELINE_ONLY:
+            parser.error("argument --pretrained_text_encoder_name_or_path: must be given with --caption_column")
+    for name in TEXT_ENCODER:
+        if args.caption_column is None and getattr(args, name) is not None:
+            parser.error(f"argument --{name}: needs --caption_column")
     if args.noise_ratio is None:
         low, high = args.noise_ratio_range or (0, 1)
         args.noise_ratio = min(max(NOISE_RATIO, low), high)
     return args
 
 
+def load_pipeline(name_or_path, args):
+    """Load a pipeline of text where there are captions, else of labels or unconditional."""
+    pipeline_class = LowFreqPipeline if args.caption_column is None else LowFreqTextToImagePipeline
+    return pipeline_class.from_pretrained(name_or_path, revision=args.revision, variant=args.variant)
+
+
 def load_teacher(args):
     """Load the pipeline to distil, if there is one, and refuse what cannot be distilled as it was asked for."""
     if args.teacher is None:
         return None
-    teacher = LowFreqPipeline.from_pretrained(args.teacher, revision=args.revision, variant=args.variant)
+    teacher = load_pipeline(args.teacher, args)
     for part, name, scale in (
         ("flow", "transformer", args.guidance_scale),
         ("prior", "prior", args.prior_guidance_scale),
@@ -301,9 +336,11 @@ def load_teacher(args):
             )
         if model.config.use_meanflow:
             raise ValueError(f"`teacher` must be a flow of many steps, the `{name}` of {args.teacher!r} is one-step.")
-        if scale is not None and model.config.num_classes is None:
+        if scale is not None and model.config.num_classes is None and model.config.caption_channels is None:
             option = "guidance_scale" if part == "flow" else "prior_guidance_scale"
-            raise ValueError(f"`{option}` needs a `teacher` with labels, the `{name}` of {args.teacher!r} has none.")
+            raise ValueError(
+                f"`{option}` needs a `teacher` with labels or text, the `{name}` of {args.teacher!r} has none."
+            )
         model.requires_grad_(False).eval()
     return teacher
 
@@ -313,11 +350,14 @@ def check_teacher(teacher, pipeline, latent_shape, parts):
     facts = []
     for pipe in (teacher, pipeline):
         source = {k: pipe.scheduler.config[k] for k in SOURCE}
-        source["id2label"] = {str(k): v for k, v in (pipe.config.id2label or {}).items()}
+        source["id2label"] = {str(k): v for k, v in (pipe.config.get("id2label") or {}).items()}
+        if isinstance(pipe, LowFreqTextToImagePipeline):
+            source["text encoder"] = fingerprint(pipe.text_encoder, pipe.tokenizer)
         facts.append(source | {"latents": pipe.vae and {k: v for k, v in pipe.vae.config.items() if k[0] != "_"}})
         for part in parts:
             config = getattr(pipe, "prior" if part == "prior" else "transformer").config
-            names = ("in_channels", "sample_size", "num_classes", "use_noise_ratio", "sample_mean", "sample_std")
+            names = ("in_channels", "sample_size", "num_classes", "caption_channels", "use_noise_ratio")
+            names += ("sample_mean", "sample_std")
             facts[-1] |= {f"{k} of the {part}": config[k] for k in names}
     for key, value in json.loads(json.dumps(facts[0])).items():
         student = json.loads(json.dumps(facts[1]))[key]
@@ -351,25 +391,26 @@ def one_step_model(model, guidance_scale, guidance_scale_range, seed=0):
     return student
 
 
-def build_pipeline(args, cache_latents, teacher=None):
+def build_pipeline(args, cache_latents, cache_captions, teacher=None):
     """
-    Build the untrained pipeline, or load the one to start from, and the cache of its latents.
+    Build the untrained pipeline, or load the one to start from, and the caches of its latents and, if any, captions.
 
-    `cache_latents(vae)` encodes the images, and is called once the autoencoder is known.
+    `cache_latents(vae)` encodes the images, and is called once the autoencoder is known; `cache_captions(text_encoder,
+    tokenizer)` the captions.
     """
+    text, captions = {}, None
     if args.pretrained_model_name_or_path is not None or teacher is not None:
         pipeline = teacher
         if args.pretrained_model_name_or_path is not None:
-            pipeline = LowFreqPipeline.from_pretrained(
-                args.pretrained_model_name_or_path, revision=args.revision, variant=args.variant
-            )
+            pipeline = load_pipeline(args.pretrained_model_name_or_path, args)
         for name, default in NEW_PRIOR.items():
             if pipeline.prior is not None and getattr(args, name) != default:
                 raise ValueError(f"`{name}` must be left out: the pipeline has a prior, got {getattr(args, name)!r}.")
         parts = pipeline.components
         cache = cache_latents(pipeline.vae)
         transformer, prior, scheduler, vae = (parts[k] for k in ("transformer", "prior", "scheduler", "vae"))
-        id2label = {int(k): v for k, v in (pipeline.config.id2label or {}).items()} or None
+        text = {k: parts[k] for k in ("text_encoder", "tokenizer") if k in parts}
+        id2label = {int(k): v for k, v in (pipeline.config.get("id2label") or {}).items()} or None
         names = {k: v for k, v in (cache.id2label or {}).items() if v != str(k)}
         if id2label and not names.items() <= id2label.items():
             raise ValueError(
@@ -383,6 +424,10 @@ def build_pipeline(args, cache_latents, teacher=None):
                 {"revision": args.revision, "variant": args.variant},
             )
             vae = load_autoencoder(name, args.vae_subfolder, **options)
+        if args.caption_column is not None:
+            subfolders = args.text_encoder_subfolder, args.tokenizer_subfolder
+            loaded = load_text_encoder(args.pretrained_text_encoder_name_or_path, *subfolders, revision=args.revision)
+            text = dict(zip(("text_encoder", "tokenizer"), loaded))
         cache = cache_latents(vae)
         if vae is not None and args.latent_statistics == "measured":
             set_latent_statistics(vae, cache.mean, cache.std)
@@ -403,6 +448,8 @@ def build_pipeline(args, cache_latents, teacher=None):
                 args.pretrained_prior_model_name_or_path, subfolder=args.prior_subfolder, use_safetensors=True
             )
 
+    if text:
+        captions = cache_captions(**text)
     for model in (transformer, prior):
         num_classes = model.config.num_classes if model is not None else None
         if num_classes is not None and not 0 <= int(cache.labels.min()) <= int(cache.labels.max()) < num_classes:
@@ -412,6 +459,7 @@ def build_pipeline(args, cache_latents, teacher=None):
             )
     channels, height, width = cache[0, False]["sample"].shape
     shared = {"in_channels": channels, "num_classes": len(id2label) if id2label else None}
+    shared["caption_channels"] = text["text_encoder"].config.hidden_size if text else None
     factor = scheduler.config.factor
     patch_size = args.patch_size if transformer is None else transformer.config.patch_size
     prior_patch_size = args.prior_patch_size if prior is None else prior.config.patch_size
@@ -472,15 +520,20 @@ def build_pipeline(args, cache_latents, teacher=None):
     # A pipeline that was made before keeps its own setting
     started_from = args.pretrained_model_name_or_path or args.teacher
     early = pipeline.config.truncate_prior if started_from is not None else True
-    return LowFreqPipeline(transformer, scheduler, vae, prior, prior_scheduler, id2label, early), cache
+    parts = {"transformer": transformer, "scheduler": scheduler, "vae": vae, "prior": prior}
+    parts |= {"prior_scheduler": prior_scheduler, "truncate_prior": early}
+    if text:
+        return LowFreqTextToImagePipeline(**parts, **text), cache, captions
+    return LowFreqPipeline(**parts, id2label=id2label), cache, None
 
 
-def make_objective(part, args, teacher):
+def make_objective(part, args, teacher, unconditional=None):
     """Return what is minimised: flow matching, MeanFlow, or the distillation of a teacher."""
     times = {k: getattr(args, k) for k in ("time_sampling", "logit_mean", "logit_std")}
     if teacher is None and args.objective == "flow_matching":
         return FlowMatching(**times)
     settings = {k: getattr(args, k) for k in ONE_STEP if k not in ("prior_guidance_scale", "tangent")}
+    settings["unconditional"] = unconditional
     if part == "prior":
         settings["guidance_scale"] = args.prior_guidance_scale
         del settings["guidance_interval"]  # of the flow, as in a call of the pipeline
@@ -534,7 +587,7 @@ def samples(cache, items, vae):
         yield normalize_latents(vae, batch["sample"]) if vae is not None else batch["sample"], batch["label"]
 
 
-def train(part, pipeline, cache, args, teacher=None):
+def train(part, pipeline, cache, captions, args, teacher=None):
     """Train `pipeline.prior` or `pipeline.transformer` in place, and return the facts of the run."""
     is_prior = part == "prior"
     prefix, name = ("prior-", "prior") if is_prior else ("", "transformer")
@@ -596,10 +649,14 @@ def train(part, pipeline, cache, args, teacher=None):
         pin_memory=device.type == "cuda",
     )
     scheduler, projection, vae = pipeline.scheduler, pipeline.scheduler.projection, pipeline.vae
-    objective = make_objective(part, args, teacher)
+    num_classes = model.config.num_classes
+    nothing, unconditional = num_classes, None  # the label, or the text, of "nothing in particular"
+    if captions is not None:
+        nothing = captions.empty
+        unconditional = captions.embeddings(torch.tensor([nothing]), device)
+    objective = make_objective(part, args, teacher, unconditional)
     if teacher is not None:
         objective.teacher.to(device)
-    num_classes = model.config.num_classes
     if is_prior:
         low_mean = torch.tensor(model.config.sample_mean or [0.0], device=device).view(-1, 1, 1)
         low_std = torch.tensor(model.config.sample_std or [1.0], device=device).view(-1, 1, 1)
@@ -634,6 +691,8 @@ def train(part, pipeline, cache, args, teacher=None):
                 sample = (projection.downsample(sample) - low_mean) / low_std
             noise = randn_tensor(sample.shape, generator=generators, device=device, dtype=sample.dtype)
             labels = batch["label"].to(device) if num_classes is not None else None
+            if captions is not None:  # a number for each text, which is to the couplings what a label is
+                labels = captions.choose(batch["position"], uniform(len(sample), generators)).to(device)
             if is_prior:
                 source = noise
             else:
@@ -656,10 +715,11 @@ def train(part, pipeline, cache, args, teacher=None):
             elif coupling == "minibatch_ot":
                 order = minibatch_optimal_transport(source, sample, labels)
                 source, condition = source[order], {k: v[order] for k, v in condition.items()}
-            # 2. The label, dropped now and then so that the model can be guided.
-            if num_classes is not None:
+            # 2. The label or the text, dropped now and then so that the model can be guided.
+            if labels is not None:
                 drop = uniform(len(sample), generators, device) < args.label_dropout
-                condition["class_labels"] = labels.masked_fill(drop, num_classes)
+                labels = labels.masked_fill(drop, nothing)
+                condition |= {"class_labels": labels} if captions is None else captions.embeddings(labels, device)
             # 3. The loss and the step.
             with accelerator.autocast():
                 loss = objective(wrapped, source, sample, generator=generators, **condition).mean()
@@ -703,7 +763,7 @@ def train(part, pipeline, cache, args, teacher=None):
         if step % args.checkpointing_steps == 0 or step == max_train_steps:
             save_checkpoint(accelerator, args, step, global_batch_size, prefix)
         if (step % args.validation_steps == 0 or step == max_train_steps) and accelerator.is_main_process:
-            validate(part, step, pipeline, cache, ema, args, accelerator, teacher)
+            validate(part, step, pipeline, cache, captions, ema, args, accelerator, teacher)
             since = time.monotonic()
     progress.close()
 
@@ -715,7 +775,7 @@ def train(part, pipeline, cache, args, teacher=None):
     model.eval()
     facts = {
         "parameters": f"{model.num_parameters(only_trainable=True):,}",
-        "FLOPs of a forward pass for one image": f"{count_model_flops(model):,}",
+        "FLOPs of a forward pass for one image": f"{count_model_flops(model, captions):,}",
         "steps": f"{step:,}",
         "global batch": global_batch_size,
         "learning rate": f"{learning_rate:g}, {args.lr_scheduler}",
@@ -744,20 +804,24 @@ def _identity(batch):
     return batch
 
 
-def count_model_flops(model):
+def count_model_flops(model, captions):
     size = model.config.sample_size
     size = (size, size) if isinstance(size, int) else size
-    return count_flops(model, (model.config.in_channels, *size))
+    told = {}
+    if captions is not None:
+        told["encoder_hidden_states"] = torch.zeros(1, captions.mean_tokens, model.config.caption_channels)
+    return count_flops(model, (model.config.in_channels, *size), **{k: v.to(model.device) for k, v in told.items()})
 
 
 @torch.no_grad()
-def validate(part, step, pipeline, cache, ema, args, accelerator, teacher=None):
+def validate(part, step, pipeline, cache, captions, ema, args, accelerator, teacher=None):
     """
     Write a grid with fixed seeds, a row of images for each number of steps, with the averaged weights.
 
     While the prior trains, the images are its coarse latents, upsampled and decoded. While the flow does, they are its
     own, from coarse latents of the prior model where there is one, else of the first images (degraded, where it is trained
-    on such); a source that is all noise needs none. The rows of a teacher come first, with the guidance that is folded into the student.
+    on such); a source that is all noise needs none. With captions they are, as these images, spread over the set. The rows of a
+    teacher come first, with the guidance that is folded into the student.
     """
     if pipeline.transformer is None:
         return  # a prior alone shows nothing yet
@@ -767,13 +831,21 @@ def validate(part, step, pipeline, cache, ema, args, accelerator, teacher=None):
         ema.copy_to(trainable(model))
     model.eval()
     n, num_classes = args.num_validation_images, pipeline.transformer.config.num_classes
-    inputs, origin = {}, "generated"
+    inputs, negative, origin = {}, {}, "generated"
+    rows = [i % len(cache) if captions is None else i * len(cache) // n for i in range(n)]
     steps_of_part = "prior_num_inference_steps" if part == "prior" else "num_inference_steps"
     if num_classes is not None:
         inputs["class_labels"] = [i % num_classes for i in range(n)]
+    if captions is not None:  # the text encoder stays where it is
+        shown = captions.choose(cache.positions[rows], torch.zeros(n))
+        for of, texts in ((inputs, shown), (negative, torch.tensor([captions.empty]))):
+            prefix = "negative_" if of is negative else ""
+            told = captions.embeddings(texts, accelerator.device)
+            of[f"{prefix}prompt_embeds"] = told["encoder_hidden_states"]
+            of[f"{prefix}prompt_attention_mask"] = told["encoder_attention_mask"]
     is_upscaler = part == "flow" and args.degraded_share is not None
     if (pipeline.prior is None or is_upscaler) and pipeline.scheduler.config.noise_ratio < 1:
-        batch = cache.__getitems__([(i % len(cache), False) for i in range(n)])
+        batch = cache.__getitems__([(row, False) for row in rows])
         name, origin = ("degraded", "degraded") if is_upscaler else ("sample", "true")
         sample = batch[name].to(accelerator.device)
         sample = normalize_latents(pipeline.vae, sample) if pipeline.vae is not None else sample
@@ -782,25 +854,29 @@ def validate(part, step, pipeline, cache, ema, args, accelerator, teacher=None):
             inputs["class_labels"] = batch["label"]
     images = []
     for pipe in (pipeline,) if teacher is None else (teacher, pipeline):
-        pipe.to(accelerator.device)
+        for network in (pipe.transformer, pipe.prior, pipe.vae):
+            if network is not None:
+                network.to(accelerator.device)
         pipe.set_progress_bar_config(disable=True)
         scales = {"guidance_interval": args.guidance_interval} if pipe is teacher else {}
         for of, name, network in (
             ("flow", "guidance_scale", pipe.transformer),
             ("prior", "prior_guidance_scale", pipe.prior),
         ):
-            if num_classes is not None and network is not None and not network.config.use_meanflow:
+            is_conditional = num_classes is not None or captions is not None
+            if is_conditional and network is not None and not network.config.use_meanflow:
                 is_distilled = teacher is not None and args.train in (of, "both")
                 scales[name] = (getattr(args, name) or 1.0) if is_distilled else args.validation_guidance_scale
         for num_inference_steps in (1, 2, 4, 8):
             generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
             output = pipe(
-                num_images_per_prompt=1 if "class_labels" in inputs or "prior_latents" in inputs else n,
+                num_images_per_prompt=1 if inputs else n,
                 generator=generators,
                 output_prior_images=part == "prior",
                 **{steps_of_part: num_inference_steps},
                 **inputs,
                 **scales,
+                **(negative if scales else {}),
             )
             images += output.prior_images if part == "prior" else output.images
     grid = make_image_grid(images, rows=len(images) // n, cols=n)
@@ -838,7 +914,8 @@ def main(args):
         resolution=args.resolution,
         dataset_config_name=args.dataset_config_name,
         image_column=args.image_column,
-        label_column=args.label_column if args.conditional else None,
+        label_column=args.label_column if args.conditional and args.caption_column is None else None,
+        caption_column=args.caption_column,
     )
 
     def cache_latents(vae, images=images):
@@ -853,8 +930,20 @@ def main(args):
                 progress=lambda shards: tqdm(shards, desc="encode", disable=not accelerator.is_main_process),
             )
 
+    def cache_captions(text_encoder, tokenizer):
+        with accelerator.main_process_first():
+            return CaptionCache.build(
+                images.captions,
+                text_encoder,
+                tokenizer,
+                args.cache_dir or os.path.join(args.output_dir, "cache"),
+                batch_size=args.cache_batch_size,
+                device=accelerator.device,
+                progress=lambda shards: tqdm(shards, desc="encode captions", disable=not accelerator.is_main_process),
+            )
+
     teacher = load_teacher(args)
-    pipeline, cache = build_pipeline(args, cache_latents, teacher)
+    pipeline, cache, captions = build_pipeline(args, cache_latents, cache_captions, teacher)
     pairs = cache
     if args.degraded_share is not None:
         pairs = DegradedPairs(cache, cache_latents(pipeline.vae, DegradedImages(images)))
@@ -876,6 +965,12 @@ def main(args):
         facts["Source"]["share of degraded coarse latents"] = args.degraded_share
     if args.rank is not None:
         facts["LoRA"] = {"rank": args.rank, "alpha": args.rank, "of": "the linear layers of the blocks of the flow"}
+    if captions is not None:
+        del facts["Data"]["classes"]
+        facts["Data"] |= {
+            "captions": f"{captions.empty:,} different ones, of {captions.mean_tokens} tokens on average",
+            "text encoder": type(pipeline.text_encoder).__name__,
+        }
     if teacher is not None or args.objective == "mean_flow":
         facts["One-step training"] = {"objective": "distillation" if teacher is not None else args.objective}
         if teacher is not None:
@@ -886,7 +981,7 @@ def main(args):
         names = [k for k in ONE_STEP if getattr(args, k) is not None and not (k == "tangent" and teacher is not None)]
         facts["One-step training"] |= {k: getattr(args, k) for k in names}
     for part in ("prior", "flow") if args.train == "both" else (args.train,):
-        facts[f"Training of the {part}"] = train(part, pipeline, pairs, args, teacher)
+        facts[f"Training of the {part}"] = train(part, pipeline, pairs, captions, args, teacher)
 
     if accelerator.is_main_process:
         facts["Environment"] = {

@@ -19,10 +19,20 @@ from diffusers_lowfreq.models.transformer_lowfreq import _rotary_angles, _rotate
 
 SHAPE = (2, 4, 8, 8)
 TIME = torch.tensor([900.0, 300.0])
+TEXT = {"num_classes": None, "caption_channels": 6}
+of_labels_and_text = pytest.mark.parametrize("config", [{}, TEXT], ids=["labels", "text"])
+
+
+def captions(tokens=5, real=(5, 3), seed=9):
+    """Text embeddings for two samples, of which the last tokens of the second are padding."""
+    mask = torch.arange(tokens) < torch.tensor(real)[:, None]
+    return {"encoder_hidden_states": randn(len(real), tokens, 6, seed=seed), "encoder_attention_mask": mask}
 
 
 @torch.no_grad()
 def run(model, x=None, timestep=TIME, **inputs):
+    if model.config.caption_channels is not None and "encoder_hidden_states" not in inputs:
+        inputs |= captions()
     return model(randn(*SHAPE) if x is None else x, timestep, **inputs).sample
 
 
@@ -36,7 +46,7 @@ def record_inputs(module):
 # ---------------------------------------------------------------------------------------------------- laws
 
 
-@pytest.mark.parametrize("options", [{}, {"use_meanflow": True, "use_noise_ratio": True}, {"num_classes": None}])
+@pytest.mark.parametrize("options", [{}, {"use_meanflow": True, "use_noise_ratio": True}, {"num_classes": None}, TEXT])
 def test_velocity_starts_at_exactly_zero(options):
     config = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "num_classes": 3, **options}
     model = LowFreqTransformer2DModel(**config)
@@ -44,8 +54,9 @@ def test_velocity_starts_at_exactly_zero(options):
     assert torch.equal(run(model, **inputs), torch.zeros(SHAPE))
 
 
-def test_blocks_start_as_the_identity():
-    model = LowFreqTransformer2DModel(num_layers=2, num_attention_heads=2, attention_head_dim=8)
+@of_labels_and_text
+def test_blocks_start_as_the_identity(config):
+    model = LowFreqTransformer2DModel(num_layers=2, num_attention_heads=2, attention_head_dim=8, **config)
     tokens = record_inputs(model.norm_out)
     first = record_inputs(model.transformer_blocks[0])
     run(model)
@@ -102,6 +113,66 @@ def test_attention_is_the_softmax_of_normalised_and_rotated_queries_and_keys():
         mixed = torch.einsum("bhqk,bkhd->bqhd", weights, attn.to_v(tokens).view(2, 12, 2, 8)).flatten(2)
         actual = attn(tokens, (angles.cos()[:, None], angles.sin()[:, None]))
         torch.testing.assert_close(actual, attn.to_out[0](mixed))
+
+
+def test_attention_to_text_is_the_softmax_of_normalised_queries_and_keys_over_the_tokens_that_count():
+    attn = make_transformer(**TEXT).transformer_blocks[0].cross_attn.double()
+    tokens, text = randn(2, 12, 16, dtype=torch.float64), randn(2, 5, 16, seed=1, dtype=torch.float64)
+    mask = captions()["encoder_attention_mask"]
+
+    def normalised(x, norm):
+        x = x.unflatten(-1, (2, 8))
+        return x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+    with torch.no_grad():
+        query, key = normalised(attn.to_q(tokens), attn.norm_q), normalised(attn.to_k(text), attn.norm_k)
+        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(8)
+        weights = scores.exp() * mask[:, None, None]
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", weights, attn.to_v(text).unflatten(-1, (2, 8))).flatten(2)
+        actual = attn(tokens, text, mask[:, None, None])
+        torch.testing.assert_close(actual, attn.to_out[0](mixed))
+
+
+def test_text_starts_without_effect_and_then_matters_by_token_and_sample():
+    fresh = make_transformer(**TEXT)
+    for block in fresh.transformer_blocks:
+        for parameter in block.cross_attn.to_out.parameters():
+            torch.nn.init.zeros_(parameter)
+    assert torch.equal(run(fresh), run(fresh, **captions(seed=8)))
+    model = make_transformer(**TEXT)
+    given = captions()
+    expected = run(model, **given)
+    assert (run(model, **captions(seed=8)) - expected).flatten(1).abs().amax(1).min() > 1e-3
+    for sample, token in ((0, 4), (1, 2)):
+        other = given["encoder_hidden_states"].clone()
+        other[sample, token] += 1
+        change = (run(model, **given | {"encoder_hidden_states": other}) - expected).flatten(1).abs().amax(1)
+        assert change[sample] > 1e-3 and change[1 - sample] < 1e-6
+
+
+def test_padding_of_text_changes_nothing_whatever_is_in_it():
+    model = make_transformer(**TEXT)
+    short = captions(3, (3, 2))
+    expected = run(model, **short)
+    long = captions(11, (3, 2), seed=4)
+    long["encoder_hidden_states"][:, :3] = short["encoder_hidden_states"]
+    torch.testing.assert_close(run(model, **long), expected)
+    long["encoder_hidden_states"][1, 2] = 1e3  # padding in both
+    torch.testing.assert_close(run(model, **long), expected)
+    as_numbers = long | {"encoder_attention_mask": long["encoder_attention_mask"].long()}
+    assert torch.equal(run(model, **as_numbers), run(model, **long))
+    full = {"encoder_hidden_states": long["encoder_hidden_states"]}
+    everything = full | {"encoder_attention_mask": torch.ones(2, 11, dtype=torch.bool)}
+    torch.testing.assert_close(run(model, **full), run(model, **everything))
+    assert (run(model, **full) - expected).abs().max() > 1e-3
+
+
+def test_the_scale_of_the_text_embeddings_does_not_matter():
+    model = make_transformer(**TEXT)
+    given = captions()
+    large = given | {"encoder_hidden_states": 100 * given["encoder_hidden_states"]}
+    torch.testing.assert_close(run(model, **large), run(model, **given), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("height, width", [(4, 12), (16, 6)])
@@ -221,12 +292,14 @@ def test_samples_of_a_batch_do_not_mix_at_any_size(height, width):
 def gradients(model):
     model.zero_grad()
     model.train()
-    model(randn(*SHAPE), TIME, class_labels=torch.tensor([0, 1])).sample.square().sum().backward()
+    told = {"class_labels": torch.tensor([0, 1])} if model.config.num_classes is not None else captions()
+    model(randn(*SHAPE), TIME, **told).sample.square().sum().backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_gradient_checkpointing_gives_equal_gradients():
-    model = make_transformer()
+@of_labels_and_text
+def test_gradient_checkpointing_gives_equal_gradients(config):
+    model = make_transformer(**config)
     plain = gradients(model)
     calls = record_inputs(model.transformer_blocks[0])
     model.enable_gradient_checkpointing()
@@ -237,8 +310,9 @@ def test_gradient_checkpointing_gives_equal_gradients():
         torch.testing.assert_close(checkpointed[name], gradient)
 
 
-def test_attention_backends_agree():
-    model = make_transformer()
+@of_labels_and_text
+def test_attention_backends_agree(config):
+    model = make_transformer(**config)
     expected = run(model)
     with attention_backend("_native_math"):
         torch.testing.assert_close(run(model), expected)
@@ -250,20 +324,24 @@ def test_attention_backends_agree():
         torch.testing.assert_close(run(model), expected)
 
 
-def test_fused_projections_agree_and_can_be_undone():
-    model = make_transformer()
+@of_labels_and_text
+def test_fused_projections_agree_and_can_be_undone(config):
+    model = make_transformer(**config)
     expected = run(model)
     separate = record_inputs(model.transformer_blocks[0].attn.to_q)
     model.fuse_qkv_projections()
     torch.testing.assert_close(run(model), expected)
     assert not separate and hasattr(model.transformer_blocks[1].attn, "to_qkv")
+    assert not config or hasattr(model.transformer_blocks[1].cross_attn, "to_kv")
     model.unfuse_qkv_projections()
     assert torch.equal(run(model), expected) and separate
 
 
-def test_compiles_to_one_graph_that_fits_other_sizes():
-    model = make_transformer(num_layers=1, use_meanflow=True)
-    inputs = {"class_labels": torch.tensor([0, 1]), "timestep_r": torch.tensor([100.0, 0.0])}
+@of_labels_and_text
+def test_compiles_to_one_graph_that_fits_other_sizes(config):
+    model = make_transformer(num_layers=1, use_meanflow=True, **config)
+    inputs = captions() if config else {"class_labels": torch.tensor([0, 1])}
+    inputs["timestep_r"] = torch.tensor([100.0, 0.0])
     wide = randn(2, 4, 4, 12)
     expected, other = run(model, **inputs), run(model, wide, **inputs)
     torch.compiler.reset()
@@ -274,8 +352,9 @@ def test_compiles_to_one_graph_that_fits_other_sizes():
     torch.testing.assert_close(run(compiled, wide, **inputs), other)
 
 
-def test_compiled_repeated_blocks_agree():
-    model = make_transformer()
+@of_labels_and_text
+def test_compiled_repeated_blocks_agree(config):
+    model = make_transformer(**config)
     expected = run(model)
     torch.compiler.reset()
     model.compile_repeated_blocks(fullgraph=True, backend="eager")
@@ -283,8 +362,9 @@ def test_compiled_repeated_blocks_agree():
         torch.testing.assert_close(run(model), expected)
 
 
-def test_compiled_training_gives_equal_gradients():
-    model = make_transformer(num_layers=1)
+@of_labels_and_text
+def test_compiled_training_gives_equal_gradients(config):
+    model = make_transformer(num_layers=1, **config)
     expected = gradients(model)
     torch.compiler.reset()
     model.compile(fullgraph=True, backend="aot_eager")
@@ -292,14 +372,15 @@ def test_compiled_training_gives_equal_gradients():
         torch.testing.assert_close(gradient, expected[name])
 
 
+@of_labels_and_text
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-3), (torch.float32, 1e-2)])
-def test_forward_derivative_equals_the_central_difference(dtype, rtol):
-    model = make_transformer(use_meanflow=True, time_max_frequency=4.0).to(dtype)
+def test_forward_derivative_equals_the_central_difference(dtype, rtol, config):
+    model = make_transformer(use_meanflow=True, time_max_frequency=4.0, **config).to(dtype)
     x, v = randn(*SHAPE, dtype=dtype), randn(*SHAPE, seed=1, dtype=dtype)
     t, r = torch.tensor([0.75, 0.5]), torch.tensor([0.25, 0.5])
 
     def u(x, t, r):
-        return model(x, t * 1000, timestep_r=r * 1000).sample
+        return model(x, t * 1000, timestep_r=r * 1000, **(captions() if config else {})).sample
 
     with attention_backend("_native_math"), torch.no_grad():
         _, derivative = torch.func.jvp(u, (x, t, r), (v, torch.ones(2), torch.zeros(2)))
@@ -312,9 +393,10 @@ def test_forward_derivative_equals_the_central_difference(dtype, rtol):
 # ---------------------------------------------------------------------------------------------------- contracts
 
 
+@of_labels_and_text
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "10KB"}, {"variant": "fp16"}])
-def test_save_and_load_is_bit_identical(tmp_path, options):
-    model = make_transformer(use_meanflow=True)
+def test_save_and_load_is_bit_identical(tmp_path, options, config):
+    model = make_transformer(use_meanflow=True, **config)
     model.save_pretrained(tmp_path, **options)
     variant = {"variant": options["variant"]} if "variant" in options else {}
     loaded = LowFreqTransformer2DModel.from_pretrained(tmp_path, **variant)
@@ -338,9 +420,10 @@ def test_coarse_statistics_are_kept_in_the_configuration(tmp_path):
     assert saved["sample_std"] == prior.config.sample_std == [0.7, 0.6, 0.8, 0.5]
 
 
+@of_labels_and_text
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_loads_in_the_dtype_asked_for(tmp_path, dtype):
-    model = make_transformer()
+def test_loads_in_the_dtype_asked_for(tmp_path, dtype, config):
+    model = make_transformer(**config)
     model.save_pretrained(tmp_path)
     loaded = LowFreqTransformer2DModel.from_pretrained(tmp_path, torch_dtype=dtype)
     assert {p.dtype for p in loaded.parameters()} == {dtype}
@@ -354,16 +437,18 @@ def test_tuple_equals_output_class():
     assert isinstance(result, tuple) and len(result) == 1 and torch.equal(result[0], run(model))
 
 
-def test_lora_trains_saves_loads_and_scales(tmp_path):
+@of_labels_and_text
+def test_lora_trains_saves_loads_and_scales(tmp_path, config):
     from peft import LoraConfig
 
-    base = make_transformer()
+    base = make_transformer(**config)
     expected = run(base)
-    adapted = make_transformer()
+    adapted = make_transformer(**config)
     adapted.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     trained = run(adapted)
     assert (trained - expected).abs().max() > 1e-3
     assert all(("lora" in name) == p.requires_grad for name, p in adapted.named_parameters())
+    assert not config or any("cross_attn.to_v.lora" in name for name, _ in adapted.named_parameters())
     torch.testing.assert_close(run(adapted, attention_kwargs={"scale": 0.0}), expected)
     assert torch.equal(run(adapted), trained)  # the scale of one call does not stay
     adapted.disable_adapters()
@@ -376,9 +461,10 @@ def test_lora_trains_saves_loads_and_scales(tmp_path):
     torch.testing.assert_close(run(base), trained)
 
 
+@of_labels_and_text
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_layerwise_casting_stores_small_and_computes_near(compute):
-    model = make_transformer()
+def test_layerwise_casting_stores_small_and_computes_near(compute, config):
+    model = make_transformer(**config)
     expected = run(model)
     model.to(compute).enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=compute)
     stored = {name for name, p in model.named_parameters() if p.dtype == torch.float8_e4m3fn}
@@ -393,8 +479,9 @@ def test_layerwise_casting_stores_small_and_computes_near(compute):
     reason="group offloading of older diffusers needs an accelerator",
 )
 @pytest.mark.parametrize("offload", [{"offload_type": "leaf_level"}, {"offload_type": "block_level"}])
-def test_group_offloading_changes_nothing(offload):
-    model = make_transformer()
+@of_labels_and_text
+def test_group_offloading_changes_nothing(offload, config):
+    model = make_transformer(**config)
     expected = run(model)
     blocks = {"num_blocks_per_group": 1} if offload["offload_type"] == "block_level" else {}
     cpu = torch.device("cpu")
@@ -411,6 +498,7 @@ CONFIGS = [
     {"patch_size": 1, "num_classes": None, "num_layers": 3, "mlp_ratio": 2.0},
     {"use_meanflow": True, "use_noise_ratio": True, "in_channels": 3, "attention_head_dim": 12},
     {"use_meanflow": True, "guidance_scale": 2.0, "guidance_scale_range": [1.0, 4.0]},
+    TEXT,
 ]
 
 
@@ -426,6 +514,8 @@ def test_parameters_equal_the_hand_formula(config):
     expected = (patch + 1) * d + (d + 1) * patch + (d + 1) * 6 * d + (d + 1) * 2 * d + c.num_layers * block
     expected += embed * (1 + c.use_meanflow + c.use_noise_ratio + (c.guidance_scale_range is not None))
     expected += 0 if c.num_classes is None else (c.num_classes + 1) * d
+    if c.caption_channels is not None:
+        expected += c.caption_channels + (c.caption_channels + 1) * d + c.num_layers * attention
     assert model.num_parameters() == expected
 
 
@@ -438,8 +528,15 @@ def test_measured_flops_equal_the_hand_formula(config, height, width):
     hidden, tokens = int(c.mlp_ratio * d), height * width // c.patch_size**2
     block = tokens * (4 * d * d + 2 * d * hidden) + 2 * tokens**2 * d
     embed = (128 * d + d * d) * (1 + c.use_meanflow + c.use_noise_ratio + (c.guidance_scale_range is not None))
+    text_tokens = 0 if c.caption_channels is None else 7
+    if text_tokens:  # query and output of the image tokens, key and value of the text, and the two products
+        block += 2 * tokens * d * d + 2 * text_tokens * d * d + 2 * tokens * text_tokens * d
+        embed += text_tokens * c.caption_channels * d
     expected = 2 * (2 * tokens * patch * d + embed + 8 * d * d + c.num_layers * block)
-    assert count_flops(model, (c.in_channels, height, width)) == expected
+    told = {"encoder_hidden_states": randn(1, text_tokens, c.caption_channels)} if text_tokens else {}
+    assert count_flops(model, (c.in_channels, height, width), **told) == expected
+    if text_tokens:  # it has text of one token if it is given none
+        assert count_flops(model, (c.in_channels, height, width)) < expected
 
 
 def test_named_sizes_are_valid_and_grow():
@@ -451,7 +548,9 @@ def test_named_sizes_are_valid_and_grow():
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("name", ["patch_size", "in_channels", "num_layers", "num_attention_heads", "num_classes"])
+@pytest.mark.parametrize(
+    "name", ["patch_size", "in_channels", "num_layers", "num_attention_heads", "num_classes", "caption_channels"]
+)
 @pytest.mark.parametrize("value", [0, -1, 1.5, "2", True, math.nan, [2]])
 def test_bad_sizes_are_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be a positive integer.*{str(value)[:3].strip('[')}"):
@@ -475,6 +574,8 @@ def test_bad_sizes_are_refused(name, value):
         ({**ONE_STEP, "guidance_scale": 5.0, "guidance_scale_range": [1.0, 4.0]}, "guidance_scale_range"),
         ({**ONE_STEP, "guidance_scale": 1.0, "guidance_scale_range": [0.5, 4.0]}, "guidance_scale_range"),
         ({**ONE_STEP, "guidance_scale": 2.0, "guidance_scale_range": 2.0}, "guidance_scale_range"),
+        ({"num_classes": 3, "caption_channels": 6}, "caption_channels"),
+        ({"caption_channels": 6, "guidance_scale": 2.0}, "guidance_scale"),
         ({"sample_mean": [0.0] * 4}, "sample_std"),
         ({"sample_mean": [0.0] * 3, "sample_std": [1.0] * 3}, "sample_mean"),
         ({"sample_mean": [0.0] * 4, "sample_std": 0.5}, "sample_std"),
@@ -502,6 +603,19 @@ def test_bad_configurations_are_refused(config, named):
         ({"use_meanflow": True}, {"guidance": torch.ones(2)}, "`guidance` must not be given"),
         ({"num_classes": None}, {"class_labels": torch.zeros(2, dtype=torch.long)}, "`class_labels` must not"),
         ({"use_meanflow": True}, {"timestep_r": torch.zeros(5)}, r"`timestep_r` .*\(2,\).*\(5,\)"),
+        (TEXT, {}, "`encoder_hidden_states` must be given"),
+        (TEXT, {"encoder_attention_mask": torch.ones(2, 5)}, "`encoder_hidden_states` must be given"),
+        ({}, captions(), "`encoder_hidden_states` must not be given"),
+        ({}, {"encoder_attention_mask": torch.ones(2, 5)}, r"`encoder_attention_mask` .*\(2, 5\)"),
+        (TEXT, {"encoder_hidden_states": randn(2, 5, 7)}, r"`encoder_hidden_states` .*2, .*6.*\(2, 5, 7\)"),
+        (TEXT, {"encoder_hidden_states": randn(1, 5, 6)}, r"`encoder_hidden_states` .*2, .*6.*\(1, 5, 6\)"),
+        (TEXT, {"encoder_hidden_states": randn(5, 6)}, r"`encoder_hidden_states` .*2, .*6.*\(5, 6\)"),
+        (
+            TEXT,
+            captions() | {"encoder_attention_mask": torch.ones(2, 4)},
+            r"`encoder_attention_mask` .*2, 5.*\(2, 4\)",
+        ),
+        (TEXT, captions() | {"class_labels": torch.zeros(2, dtype=torch.long)}, "`class_labels` must not"),
     ],
 )
 def test_bad_inputs_are_refused_before_any_arithmetic(config, inputs, message):

@@ -4,7 +4,12 @@
 import torch
 
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
-from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqTransformer2DModel
+from diffusers_lowfreq import (
+    LowFreqFlowMatchScheduler,
+    LowFreqPipeline,
+    LowFreqTextToImagePipeline,
+    LowFreqTransformer2DModel,
+)
 
 
 LABELS = {0: "cat", 1: "dog", 2: "ship"}
@@ -107,5 +112,54 @@ def make_components(vae: str | None = "kl", **changes) -> dict:
 
 def make_pipeline(vae: str | None = "kl", **changes) -> LowFreqPipeline:
     pipe = LowFreqPipeline(**make_components(vae, **changes))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+WORDS = "a photo picture of the small red green blue cat dog ship"
+
+
+def make_tokenizer(model_max_length: int = 12, words: str = WORDS):
+    """A tokenizer trained here: words in lower case, one token at the start and one at the end, as CLIP has them."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator([words], trainers.WordLevelTrainer(special_tokens=list(special.values())))
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=model_max_length, **special)
+
+
+def make_text_encoder(kind: str = "clip", tokenizer=None, width: int = 6, seed: int = 3):
+    """A CLIP or T5 encoder with random weights, for the tokens of `make_tokenizer`."""
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    tokenizer = make_tokenizer() if tokenizer is None else tokenizer
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "bos")}
+    ids["vocab_size"] = len(tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if kind == "t5":
+            sizes = {"d_model": width, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+            encoder = T5EncoderModel(T5Config(**sizes, **ids))
+        else:
+            sizes = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+            encoder = CLIPTextModel(CLIPTextConfig(**sizes, **ids, max_position_embeddings=12))
+    return randomize(encoder, seed, std=0.3)
+
+
+def make_text_pipeline(kind: str = "clip", vae: str | None = None, **changes) -> LowFreqTextToImagePipeline:
+    text = {"num_classes": None, "caption_channels": 6}
+    tokenizer = make_tokenizer()
+    components = make_components(vae) | {"transformer": make_transformer(**text), "prior": make_prior(**text)}
+    components |= {"tokenizer": tokenizer, "text_encoder": make_text_encoder(kind, tokenizer)}
+    del components["id2label"]
+    pipe = LowFreqTextToImagePipeline(**components | changes)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -7,7 +7,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .models import LowFreqTransformer2DModel
-from .pipelines import LowFreqPipeline, LowFreqPipelineOutput, LowFreqUpscalePipeline
+from .pipelines import (
+    LowFreqPipeline,
+    LowFreqPipelineOutput,
+    LowFreqTextToImagePipeline,
+    LowFreqUpscalePipeline,
+)
 from .projections import LowFrequencyProjection, fit_projection_basis
 from .schedulers import LowFreqFlowMatchScheduler
 from .stock import generate_from_coarse
@@ -21,6 +26,7 @@ __all__ = [
     "LowFreqFlowMatchScheduler",
     "LowFreqPipeline",
     "LowFreqPipelineOutput",
+    "LowFreqTextToImagePipeline",
     "LowFreqTransformer2DModel",
     "LowFreqUpscalePipeline",
     "LowFrequencyProjection",
@@ -41,7 +47,7 @@ def _register():
         return
     bases = (ModelMixin, SchedulerMixin, DiffusionPipeline)
     LOADABLE_CLASSES[__name__] = {base.__name__: ["save_pretrained", "from_pretrained"] for base in bases}
-    for pipeline_class in (LowFreqPipeline, LowFreqUpscalePipeline):
+    for pipeline_class in (LowFreqPipeline, LowFreqTextToImagePipeline, LowFreqUpscalePipeline):
         setattr(diffusers, pipeline_class.__name__, pipeline_class)
 
 

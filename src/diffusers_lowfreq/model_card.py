@@ -16,10 +16,16 @@ def takes_image(pipeline) -> bool:
 
 
 def usage_arguments(pipeline) -> str:
-    """Write the arguments of a first call: labels or a number of images, steps, and what it starts from where that is asked for."""
-    first = json.dumps(list(pipeline.labels)[:4]) if pipeline.labels else "num_images_per_prompt=4"
+    """
+    Write the arguments of a first call: text, labels or a number of images, steps, and what it starts from where that is asked
+    for.
+    """
+    is_text = pipeline.transformer.config.get("caption_channels") is not None
+    labels = [] if is_text else list(pipeline.labels)[:4]
+    first = '"a photo of a cat"' if is_text else json.dumps(labels) if labels else "num_images_per_prompt=4"
     if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
-        first = "image" if takes_image(pipeline) else "prior_latents=low"
+        start = "image" if takes_image(pipeline) else "prior_latents=low"
+        first = f"{first}, {start}" if is_text else start
     arguments = f"{first}, num_inference_steps={1 if pipeline.transformer.config.get('use_meanflow') else 4}"
     if pipeline.prior is not None and pipeline.prior.config.get("use_meanflow"):
         arguments += ", prior_num_inference_steps=1"
@@ -34,9 +40,8 @@ def pipeline_facts(pipeline) -> dict[str, dict[str, object]]:
         if model is not None:
             steps = "one and more (mean velocity)" if model.config.use_meanflow else "several"
             facts[title] = {"parameters": f"{model.num_parameters():,}", "steps": steps}
-            facts[title] |= {
-                k: model.config[k] for k in ("sample_size", "in_channels", "num_classes", "guidance_scale")
-            }
+            told = "num_classes" if model.config.get("caption_channels") is None else "caption_channels"
+            facts[title] |= {k: model.config[k] for k in ("sample_size", "in_channels", told, "guidance_scale")}
     return facts
 
 
@@ -55,7 +60,7 @@ def save_model_card(
             The folder of the pipeline.
         repo_id (`str`):
             The name under which it is, or would be, on the Hub.
-        pipeline ([`LowFreqPipeline`]):
+        pipeline ([`LowFreqPipeline`] or [`LowFreqTextToImagePipeline`]):
             What the card is of; it decides the usage.
         facts (`dict[str, dict[str, object]]`, *optional*):
             Tables: heading, then name and value of each row. Omitted: what the pipeline says about itself.
@@ -96,6 +101,9 @@ def save_model_card(
     path = os.path.join(folder, "README.md")
     data = ModelCardData(license="apache-2.0", library_name="diffusers", inference=False)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
-    card = populate_model_card(card, tags=["diffusers-lowfreq", "flow-matching", "unconditional-image-generation"])
+    task = "unconditional-image-generation"
+    if pipeline.transformer.config.get("caption_channels") is not None:
+        task = "text-to-image"
+    card = populate_model_card(card, tags=["diffusers-lowfreq", "flow-matching", task])
     card.save(path)
     return path

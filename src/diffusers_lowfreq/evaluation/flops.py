@@ -17,7 +17,8 @@ def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **conditi
         sample_shape (`tuple[int, ...]`):
             `(channels, height, width)` of its input.
         condition:
-            Further inputs of the model; what a [`LowFreqTransformer2DModel`] requires beside the time is filled in.
+            Further inputs of the model; what a [`LowFreqTransformer2DModel`] requires beside the time is filled in. Text is
+            one token then: give `encoder_hidden_states` of the length to count.
 
     Returns:
         `int`: The count.
@@ -29,7 +30,10 @@ def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **conditi
     timestep = torch.full((1,), 500.0, device=model.device)
     config, one = getattr(model, "config", {}), torch.ones(1, device=model.device)
     required = {"noise_ratio": "use_noise_ratio", "guidance": "guidance_scale_range"}
-    condition = {name: one for name, flag in required.items() if config.get(flag)} | condition
+    required = {name: one for name, flag in required.items() if config.get(flag)}
+    if config.get("caption_channels"):
+        required["encoder_hidden_states"] = sample.new_zeros(1, 1, config["caption_channels"])
+    condition = required | condition
     # The fused CPU attention is unknown to the counter; the mathematical one is made of matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(sample, timestep, **condition)

@@ -90,13 +90,82 @@ class LowFreqAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, hidden_states, rotary_emb)
 
 
-class LowFreqTransformerBlock(nn.Module):
-    """Attention and feed-forward, each shifted, scaled and gated by the condition (adaLN-zero with shared weights)."""
+class LowFreqCrossAttnProcessor:
+    """Attention of image to text tokens with query/key normalisation, through diffusers' attention dispatcher."""
 
-    def __init__(self, dim: int, heads: int, head_dim: int, mlp_ratio: float):
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "LowFreqCrossAttention",
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        query = attn.to_q(hidden_states)
+        if attn.fused_projections:
+            key, value = attn.to_kv(encoder_hidden_states).chunk(2, dim=-1)
+        else:
+            key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
+        hidden_states = dispatch_attention_fn(
+            attn.norm_q(query),
+            attn.norm_k(key),
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attn.to_out[0](hidden_states.flatten(2, 3))
+
+
+class LowFreqCrossAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head attention of image to text tokens; the arithmetic is in the processor."""
+
+    _default_processor_cls = LowFreqCrossAttnProcessor
+    _available_processors = [LowFreqCrossAttnProcessor]
+
+    def __init__(self, dim: int, heads: int, head_dim: int):
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.use_bias = True
+        self.is_cross_attention = True
+        self.to_q = nn.Linear(dim, heads * head_dim)
+        self.to_k = nn.Linear(dim, heads * head_dim)
+        self.to_v = nn.Linear(dim, heads * head_dim)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
+        self.to_out = nn.ModuleList([nn.Linear(heads * head_dim, dim)])
+        nn.init.zeros_(self.to_out[0].weight)  # no gate: starts as if there were no text
+        nn.init.zeros_(self.to_out[0].bias)
+        self.set_processor(self._default_processor_cls())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask)
+
+
+class LowFreqTransformerBlock(nn.Module):
+    """
+    Attention and feed-forward, each shifted, scaled and gated by the condition (adaLN-zero with shared weights).
+
+    Where there is text, attention to it stands between the two, neither modulated nor gated (arXiv 2310.00426).
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, mlp_ratio: float, cross_attention: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.attn = LowFreqAttention(dim, heads, head_dim)
+        self.norm_cross = self.cross_attn = None
+        if cross_attention:
+            self.norm_cross = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+            self.cross_attn = LowFreqCrossAttention(dim, heads, head_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.ff = FeedForward(dim, inner_dim=int(dim * mlp_ratio), activation_fn="gelu-approximate")
         # What this block adds to the modulation that all blocks share; zero, so that its gates start closed.
@@ -107,11 +176,16 @@ class LowFreqTransformerBlock(nn.Module):
         hidden_states: torch.Tensor,
         modulation: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         table = self.scale_shift_table + modulation  # (batch, 6, dim)
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = table.unsqueeze(2).unbind(1)
         x = self.norm1(hidden_states) * (1 + scale_attn) + shift_attn
         hidden_states = hidden_states + gate_attn * self.attn(x, rotary_emb)
+        if self.cross_attn is not None:
+            x = self.norm_cross(hidden_states)
+            hidden_states = hidden_states + self.cross_attn(x, encoder_hidden_states, attention_mask)
         x = self.norm2(hidden_states) * (1 + scale_ff) + shift_ff
         return hidden_states + gate_ff * self.ff(x)
 
@@ -165,7 +239,10 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         mlp_ratio (`float`, defaults to `4.0`):
             Width of the feed-forward layer relative to the model.
         num_classes (`int`, *optional*):
-            Number of class labels; one more embedding stands for "no label". Omitted: unconditional.
+            Number of class labels; one more embedding stands for "no label". Omitted: no labels.
+        caption_channels (`int`, *optional*):
+            Width of the text embeddings, to which every block then attends; not together with `num_classes`. Omitted: no
+            text, and nothing in the network for it.
         time_max_frequency (`float`, defaults to `32.0`):
             Highest frequency of the time embedding, in radians per unit of `timestep / 1000`.
         use_meanflow (`bool`, defaults to `False`):
@@ -204,6 +281,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         attention_head_dim: int = 64,
         mlp_ratio: float = 4.0,
         num_classes: int | None = None,
+        caption_channels: int | None = None,
         time_max_frequency: float = 32.0,
         use_meanflow: bool = False,
         guidance_scale: float | None = None,
@@ -219,17 +297,23 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         if attention_head_dim % 4:
             raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {attention_head_dim}.")
-        if num_classes is not None and (
-            isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1
-        ):
-            raise ValueError(f"`num_classes` must be a positive integer or None, got {num_classes!r}.")
+        for name in ("num_classes", "caption_channels"):
+            value = self.config[name]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be a positive integer or None, got {value!r}.")
+        if num_classes is not None and caption_channels is not None:
+            raise ValueError(
+                f"`caption_channels` must be None with `num_classes`: text or labels, got {caption_channels} and {num_classes}."
+            )
         for name in ("mlp_ratio", "time_max_frequency"):
             value = self.config[name]
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
         if guidance_scale is not None or guidance_scale_range is not None:
-            if not use_meanflow or num_classes is None:
-                raise ValueError("`guidance_scale` needs a model with `use_meanflow=True` and `num_classes`.")
+            if not use_meanflow or (num_classes is None and caption_channels is None):
+                raise ValueError(
+                    "`guidance_scale` needs a model with `use_meanflow=True` and `num_classes` or `caption_channels`."
+                )
             bounds = [guidance_scale] * 2 if guidance_scale_range is None else guidance_scale_range
             if (
                 not isinstance(bounds, (list, tuple))
@@ -261,11 +345,16 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         if num_classes is not None:
             self.class_embed = nn.Embedding(num_classes + 1, dim)
             nn.init.normal_(self.class_embed.weight, std=0.02)
+        if caption_channels is not None:
+            self.caption_norm = nn.RMSNorm(caption_channels, eps=1e-6)  # encoders differ in scale
+            self.caption_projection = nn.Linear(caption_channels, dim)
         self.act = nn.SiLU()
         self.modulation = nn.Linear(dim, 6 * dim)
         self.transformer_blocks = nn.ModuleList(
             [
-                LowFreqTransformerBlock(dim, num_attention_heads, attention_head_dim, mlp_ratio)
+                LowFreqTransformerBlock(
+                    dim, num_attention_heads, attention_head_dim, mlp_ratio, caption_channels is not None
+                )
                 for _ in range(num_layers)
             ]
         )
@@ -286,6 +375,8 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         timestep_r: torch.Tensor | None = None,
         noise_ratio: torch.Tensor | None = None,
         guidance: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         attention_kwargs: dict | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple:
@@ -306,6 +397,11 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
                 The share of noise in the source, required with `use_noise_ratio` and refused without.
             guidance (`torch.Tensor` of shape `(batch,)`, *optional*):
                 The guidance scale, at least 1, required with `guidance_scale_range` and refused without.
+            encoder_hidden_states (`torch.Tensor` of shape `(batch, text_tokens, caption_channels)`, *optional*):
+                Text embeddings, required with `caption_channels` and refused without. What stands for "no text" is the
+                embedding of the empty string.
+            encoder_attention_mask (`torch.Tensor` of shape `(batch, text_tokens)`, *optional*):
+                Which text tokens count: true, or 1, for those that are no padding, at least one of each row. Omitted: all.
             attention_kwargs (`dict`, *optional*):
                 `{"scale": float}` sets the weight of a LoRA.
             return_dict (`bool`, defaults to `True`):
@@ -336,6 +432,24 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         if class_labels is not None and class_labels.shape != (batch,):
             raise ValueError(f"`class_labels` must be of shape ({batch},), got {tuple(class_labels.shape)}.")
         dtype = hidden_states.dtype
+        if (encoder_hidden_states is not None) != (self.config.caption_channels is not None):
+            given = "" if self.config.caption_channels is not None else "not "
+            raise ValueError(f"`encoder_hidden_states` must {given}be given to this model.")
+        if encoder_hidden_states is not None and (
+            encoder_hidden_states.ndim != 3
+            or encoder_hidden_states.shape[0] != batch
+            or encoder_hidden_states.shape[2] != self.config.caption_channels
+        ):
+            raise ValueError(
+                f"`encoder_hidden_states` must be of shape ({batch}, text_tokens, {self.config.caption_channels}), got "
+                f"{tuple(encoder_hidden_states.shape)}."
+            )
+        text_shape = None if encoder_hidden_states is None else encoder_hidden_states.shape[:2]
+        if encoder_attention_mask is not None and encoder_attention_mask.shape != text_shape:
+            raise ValueError(
+                "`encoder_attention_mask` must have the batch and tokens of `encoder_hidden_states`, "
+                f"{text_shape and tuple(text_shape)}, got {tuple(encoder_attention_mask.shape)}."
+            )
 
         condition = self.time_embed(timestep.expand(batch) / 1000, dtype)
         if timestep_r is not None:
@@ -360,9 +474,14 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
                 class_labels = torch.full((batch,), self.config.num_classes, device=hidden_states.device)
             condition = condition + self.class_embed(class_labels)
         elif class_labels is not None:
-            raise ValueError("`class_labels` must not be given to an unconditional model.")
+            raise ValueError("`class_labels` must not be given to a model without `num_classes`.")
         condition = self.act(condition)
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
+        text = ()
+        if encoder_hidden_states is not None:
+            tokens = self.caption_projection(self.caption_norm(encoder_hidden_states.to(dtype)))
+            mask = encoder_attention_mask
+            text = (tokens, None if mask is None else mask.bool()[:, None, None])  # for all heads and image tokens
 
         # (batch, channels, height, width) -> (batch, tokens, channels * patch * patch)
         h, w = height // p, width // p
@@ -373,9 +492,9 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
 
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, modulation, rotary_emb)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, modulation, rotary_emb, *text)
             else:
-                hidden_states = block(hidden_states, modulation, rotary_emb)
+                hidden_states = block(hidden_states, modulation, rotary_emb, *text)
 
         scale, shift = self.modulation_out(condition).unsqueeze(1).chunk(2, dim=-1)
         hidden_states = self.proj_out(self.norm_out(hidden_states) * (1 + scale) + shift)

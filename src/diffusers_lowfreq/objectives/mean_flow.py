@@ -207,6 +207,9 @@ class MeanFlow:
             The gradient of each sample is that of its squared error, divided by `(error + adaptive_epsilon)` to this power.
         derivative (`str`, defaults to `"forward"`), derivative_step (`float`, defaults to `0.005`):
             See [`time_derivative`].
+        unconditional (`dict[str, torch.Tensor]`, *optional*):
+            What the network is told instead in the second call of guidance, one row each: the embedding of the empty string
+            for a model of text. By default it is told no `class_labels`.
 
     Raises:
         ValueError: If a setting is not allowed.
@@ -224,6 +227,7 @@ class MeanFlow:
     adaptive_epsilon: float = 1e-3
     derivative: str = "forward"
     derivative_step: float = 0.005
+    unconditional: dict[str, torch.Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self):
         bounds, interval = self.guidance_scale_range, self.guidance_interval
@@ -288,7 +292,7 @@ class MeanFlow:
             is the error itself; the adaptive weight acts on the gradient only.
 
         Raises:
-            ValueError: If guidance is asked for without `class_labels`.
+            ValueError: If guidance is asked for without `class_labels` or `unconditional`.
         """
         r, t = sample_time_pairs(
             len(sample),
@@ -330,8 +334,10 @@ class MeanFlow:
         """Draw the guidance scale of each sample, whatever its time; 1 without guidance."""
         if not self._is_guided:
             return torch.ones_like(t)
-        if condition.get("class_labels") is None:
-            raise ValueError("`guidance_scale` needs `class_labels`: without a label there is nothing to guide to.")
+        if condition.get("class_labels") is None and self.unconditional is None:
+            raise ValueError(
+                "`guidance_scale` needs `class_labels`, or `unconditional` for text: without there is nothing to guide to."
+            )
         if self.guidance_scale_range is None:
             return torch.full_like(t, self.guidance_scale)
         lowest, highest = self.guidance_scale_range
@@ -342,6 +348,11 @@ class MeanFlow:
         """The scale of each sample within the interval and 1 outside, for products with states."""
         lowest, highest = self.guidance_interval
         return torch.where((lowest <= t) & (t <= highest), scale, torch.ones_like(scale)).view(-1, *[1] * (ndim - 1))
+
+    def _free(self, condition: dict, batch: int) -> dict:
+        """The condition of the second call of guidance."""
+        free = {k: x for k, x in condition.items() if k != "class_labels"}
+        return free | {k: x.expand(batch, *x.shape[1:]) for k, x in (self.unconditional or {}).items()}
 
     def _field(self, model, x_t, t, later, v, scale, condition) -> tuple[torch.Tensor, torch.Tensor]:
         """The velocity to regress and the one to differentiate along, of which the rows `later` are used."""
@@ -354,7 +365,7 @@ class MeanFlow:
         target, own = v, None
         if self._is_guided:
             own = network(condition)
-            free = {k: x for k, x in condition.items() if k != "class_labels"}
+            free = self._free(condition, len(x_t))
             if "guidance" in free:
                 free["guidance"] = torch.ones_like(scale)
             w = self._guided(t, scale, v.ndim)
@@ -401,7 +412,7 @@ class Distillation(MeanFlow):
         condition = {k: x for k, x in condition.items() if k != "guidance"}
         velocity = self.teacher(x_t, t * 1000, **condition).sample.float()
         if self._is_guided:
-            free = {k: x for k, x in condition.items() if k != "class_labels"}
+            free = self._free(condition, len(x_t))
             unconditional = self.teacher(x_t, t * 1000, **free).sample.float()
             velocity = unconditional + self._guided(t, scale, v.ndim) * (velocity - unconditional)
         return velocity, velocity

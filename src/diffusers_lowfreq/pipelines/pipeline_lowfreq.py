@@ -63,7 +63,7 @@ class LowFreqPipeline(ClassLabelsMixin, LowFreqBasePipeline):
             label and without, such as `AdaptiveProjectedGuidance`.
 
     Raises:
-        ValueError: If `scheduler` cannot make the source or `prior_scheduler` redraws noise.
+        ValueError: If `transformer` is a model of text, `scheduler` cannot make the source or `prior_scheduler` redraws noise.
     """
 
     model_cpu_offload_seq = "prior->transformer->vae"
@@ -82,6 +82,10 @@ class LowFreqPipeline(ClassLabelsMixin, LowFreqBasePipeline):
     ):
         super().__init__()
         self._check_flag("truncate_prior", truncate_prior)
+        if getattr(getattr(transformer, "config", None), "caption_channels", None) is not None:
+            raise ValueError(
+                "`transformer` must not have `caption_channels`: use a LowFreqTextToImagePipeline for text."
+            )
         self._register_components(
             transformer=transformer,
             scheduler=scheduler,

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """What the training scripts share. Needs the `training` extra; nothing at inference imports it."""
 
+from .caption_cache import CaptionCache
 from .degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
@@ -10,6 +11,7 @@ from .state import parse_with_config, register_model_hooks, resume_checkpoint, s
 
 
 __all__ = [
+    "CaptionCache",
     "DEGRADATIONS",
     "DegradedImages",
     "DegradedPairs",

@@ -32,12 +32,21 @@ class ImageDataset:
         label_column (`str`, *optional*, defaults to `"label"`):
             The column of class numbers. With `None`, or where the set has no column `"label"`, it is unlabelled and
             every label is -1.
+        caption_column (`str`, *optional*):
+            The column of captions, a string or a list of strings each.
 
     Raises:
-        ValueError: If the set is empty, a column is missing, or labels are not integers.
+        ValueError: If the set is empty, a column is missing, labels are not integers or captions no strings.
     """
 
-    def __init__(self, dataset, resolution: int, image_column: str = "image", label_column: str | None = "label"):
+    def __init__(
+        self,
+        dataset,
+        resolution: int,
+        image_column: str = "image",
+        label_column: str | None = "label",
+        caption_column: str | None = None,
+    ):
         from datasets import ClassLabel
         from datasets import Image as ImageFeature
 
@@ -50,6 +59,10 @@ class ImageDataset:
         if label_column not in (None, "label", *dataset.column_names):
             raise ValueError(
                 f"`label_column` must be one of the columns {sorted(dataset.column_names)}, got {label_column!r}."
+            )
+        if caption_column not in (None, *dataset.column_names):
+            raise ValueError(
+                f"`caption_column` must be one of the columns {sorted(dataset.column_names)}, got {caption_column!r}."
             )
         # Keep the bytes: decoding here lets one damaged file be named and skipped.
         try:
@@ -73,6 +86,16 @@ class ImageDataset:
             names = feature.names if isinstance(feature, ClassLabel) else map(str, range(int(labels.max()) + 1))
             self.labels = labels.astype(np.int64)
             self.id2label = dict(enumerate(names))
+        self.captions = None
+        if caption_column is not None:
+            column = dataset[caption_column][:]
+            self.captions = [[texts] if isinstance(texts, str) else texts for texts in column]
+            for row, texts in enumerate(self.captions):
+                if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+                    raise ValueError(
+                        f"`caption_column` {caption_column!r} must hold a string or a list of strings for every image, got "
+                        f"{column[row]!r} in row {row}."
+                    )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -122,6 +145,7 @@ def load_images(
     split: str = "train",
     image_column: str = "image",
     label_column: str | None = "label",
+    caption_column: str | None = None,
     cache_dir: str | None = None,
 ) -> ImageDataset:
     """
@@ -134,7 +158,7 @@ def load_images(
             A folder of images (one subfolder per class, or none), a folder of parquet files, or one parquet file.
         resolution (`int`):
             Side in pixels of the square images.
-        dataset_config_name, split, image_column, label_column, cache_dir (`str`, *optional*):
+        dataset_config_name, split, image_column, label_column, caption_column, cache_dir (`str`, *optional*):
             Passed on to `datasets` and [`ImageDataset`].
 
     Raises:
@@ -165,4 +189,4 @@ def load_images(
                 dataset = load_dataset("imagefolder", data_dir=train_data_dir, split="train", cache_dir=cache_dir)
         except Exception as error:  # `datasets` has no one type for "nothing to read here"
             raise ValueError(f"`train_data_dir` {train_data_dir!r} holds no readable image set: {error}") from error
-    return ImageDataset(dataset, resolution, image_column, label_column)
+    return ImageDataset(dataset, resolution, image_column, label_column, caption_column)

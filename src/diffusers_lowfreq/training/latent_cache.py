@@ -36,8 +36,9 @@ class LatentCache(torch.utils.data.Dataset):
     Read batches from a folder of latent shards made by [`LatentCache.build`].
 
     Items are addressed by `(index, flip)`; `__getitems__` returns a whole batch as
-    `{"sample": (batch, channels, height, width) float32, "label": (batch,) int64}`. Latents come back raw, as the
-    autoencoder made them (pixels: in [-1, 1]); `mean` and `std` hold their statistics per channel over the whole set.
+    `{"sample": (batch, channels, height, width) float32, "label": (batch,) int64, "position": (batch,) int64}`, the last being
+    the rows in the image set. Latents come back raw, as the autoencoder made them (pixels: in [-1, 1]); `mean` and `std` hold
+    their statistics per channel over the whole set.
 
     Args:
         folder (`str`):
@@ -88,7 +89,7 @@ class LatentCache(torch.utils.data.Dataset):
                 sample[here] = torch.where(flips[:, None, None, None], value.flip(-1), value)
             else:
                 sample[here] = self.latents[s][rows, flips.long()].float()
-        return {"sample": sample, "label": self.labels[index]}
+        return {"sample": sample, "label": self.labels[index], "position": self.positions[index]}
 
     @classmethod
     @torch.no_grad()
