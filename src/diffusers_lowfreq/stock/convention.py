@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .latents import latent_size, pack_latents
@@ -63,6 +64,23 @@ class CallingConvention:
         inputs = {self.sample_name: sample, self.time_name: self.offset + self.scale * level}
         return self.sign * transformer(**inputs, **condition, return_dict=False)[0]
 
+    def low_frequency_flow(self, transformer: torch.nn.Module, noise_ratio: float):
+        """
+        Turn the transformer into the flow from a low-frequency source, in the units of our objectives.
+
+        At `sigma` of that flow the state holds noise of the level `s = noise_ratio * sigma`, and `dx/dsigma` is
+        `noise_ratio * dx/ds`.
+
+        Returns:
+            callable: `model(x_t, timestep, **condition).sample`, with `timestep = 1000 * sigma`.
+        """
+
+        def model(x_t, timestep, **condition):
+            v = self.velocity(transformer, x_t, noise_ratio * timestep / 1000, condition)
+            return Transformer2DModelOutput(sample=noise_ratio * v)
+
+        return model
+
 
 def read_condition(pipe: DiffusionPipeline, height: int, width: int, **call) -> dict:
     """
@@ -82,8 +100,7 @@ def read_condition(pipe: DiffusionPipeline, height: int, width: int, **call) -> 
     condition = {}
 
     def watch(transformer, args, kwargs):
-        _, _, inputs = _arguments(transformer, args, kwargs)
-        condition.update(inputs)
+        condition.update(_arguments(transformer, args, kwargs)[-1])
         raise _Seen
 
     hook = pipe.transformer.register_forward_pre_hook(watch, with_kwargs=True)
@@ -108,14 +125,13 @@ def read_convention(pipe: DiffusionPipeline, height: int, width: int, **call) ->
         ValueError: If the call is none of a plain flow model: another number of network calls than steps, a time that is
             no straight line in the level, an output that is neither the velocity nor its negative.
     """
-    levels, times, outputs, steps = [0.9, 0.5, 0.2], [], [], []
-    names = {}
+    levels, names, times, outputs, steps = [0.9, 0.5, 0.2], [], [], [], []
     name = type(pipe).__name__
 
     def watch(transformer, args, kwargs, output):
-        sample_name, time_name, inputs = _arguments(transformer, args, kwargs)
-        names.update(sample=sample_name, time=time_name)
-        times.append(float(inputs.pop(time_name, None) if time_name in inputs else _time(transformer, args, kwargs)))
+        sample_name, time_name, time, _ = _arguments(transformer, args, kwargs)
+        names.append((sample_name, time_name))
+        times.append(float(time.flatten()[0]))
         outputs.append((output[0] if isinstance(output, tuple) else output.sample).detach())
 
     hook = pipe.transformer.register_forward_hook(watch, with_kwargs=True)
@@ -127,51 +143,46 @@ def read_convention(pipe: DiffusionPipeline, height: int, width: int, **call) ->
         raise ValueError(
             f"`pipe` must call its `transformer` once a step without guidance, a {name} calls it {len(times)} times in 3."
         )
-    scale = (times[0] - times[2]) / (levels[0] - levels[2])
-    offset = times[0] - scale * levels[0]
+    slope = (times[0] - times[2]) / (levels[0] - levels[2])
+    scale = float(f"{slope:.5g}")  # the pipelines count in float32
+    offset = round((times[0] - scale * levels[0]) / abs(scale or 1), 4) * abs(scale)
     if abs(offset + scale * levels[1] - times[1]) > 1e-2 * abs(scale) or not scale:  # half precision rounds times
-        raise ValueError(f"`pipe` must tell its `transformer` a time that is a straight line in the level, got {times}.")
+        raise ValueError(
+            f"`pipe` must tell its `transformer` a time that is a straight line in the level, got {times}."
+        )
+    if not any(output.any() for output in outputs):
+        raise ValueError(f"`pipe` must have a trained `transformer`, that of this {name} predicts zero everywhere.")
     for sign in (1, -1):
-        if all(o.shape == s.shape and torch.allclose(sign * o.float(), s.float(), atol=1e-4) for o, s in zip(outputs, steps)):
+        if all(
+            o.shape == s.shape and torch.allclose(sign * o.float(), s.float(), atol=1e-4)
+            for o, s in zip(outputs, steps)
+        ):
             break
     else:
-        raise ValueError(f"`pipe` must step by what its `transformer` predicts, or its negative; a {name} does something else.")
-    rows = [_rows(read_condition(pipe, height, width, **_repeat(call, count))) for count in (1, 2)]
-    per_sample = tuple(k for k, v in rows[0].items() if v == 1 and rows[1][k] == 2)
-    return CallingConvention(names["sample"], names["time"], scale, offset, sign, per_sample)
+        raise ValueError(
+            f"`pipe` must step by what its `transformer` predicts, or its negative; a {name} does something else."
+        )
+    one, two = (_rows(read_condition(pipe, height, width, **call | {"num_images_per_prompt": n})) for n in (1, 2))
+    per_sample = tuple(k for k, n in one.items() if n == 1 and two[k] == 2)
+    return CallingConvention(*names[0], scale, offset, sign, per_sample)
 
 
-def _rows(condition: dict) -> dict:
+def _rows(condition: dict) -> dict[str, int]:
     return {k: len(v) for k, v in condition.items() if isinstance(v, torch.Tensor) and v.ndim}
 
 
-def _repeat(call: dict, count: int) -> dict:
-    """The call for several images of what it is one of."""
-    return call | {"num_images_per_prompt": count}
-
-
-def _bind(transformer, args, kwargs) -> dict:
+def _arguments(transformer, args, kwargs) -> tuple[str, str, torch.Tensor, dict]:
+    """Return what the sample and the time are called, the time, and the other inputs that are given."""
     forward = inspect.signature(inspect.unwrap(type(transformer).forward))
-    return dict(forward.bind(transformer, *args, **kwargs).arguments)
-
-
-def _time(transformer, args, kwargs) -> torch.Tensor:
-    bound = _bind(transformer, args, kwargs)
-    return bound["timestep" if "timestep" in bound else "t"].flatten()[0]
-
-
-def _arguments(transformer, args, kwargs) -> tuple[str, str, dict]:
-    """Return what the sample and the time are called, and the other inputs that are given."""
-    bound = _bind(transformer, args, kwargs)
-    sample_name = list(bound)[1]  # after `self`
-    time_name = "timestep" if "timestep" in bound else "t"
-    if not isinstance(bound[sample_name], torch.Tensor) or time_name not in bound:
+    _, (sample_name, sample), *others = forward.bind(transformer, *args, **kwargs).arguments.items()
+    inputs = {k: v for k, v in others if k != "return_dict" and v is not None and not (isinstance(v, dict) and not v)}
+    time_name = "timestep" if "timestep" in inputs else "t"
+    if not isinstance(sample, torch.Tensor) or time_name not in inputs:
         raise ValueError(
-            f"`pipe` must give its `transformer` the samples in one tensor, with a time: a {type(transformer).__name__} has "
+            f"`pipe` must give its `transformer` the samples in one tensor, with a time: a {type(transformer).__name__} takes "
             "them otherwise."
         )
-    inputs = {k: v for k, v in list(bound.items())[2:] if k not in (time_name, "return_dict") and v is not None}
-    return sample_name, time_name, {k: v for k, v in inputs.items() if not (isinstance(v, dict) and not v)}
+    return sample_name, time_name, inputs.pop(time_name), inputs
 
 
 def _call(pipe, height, width, levels, call, steps=None):
