@@ -124,7 +124,9 @@ def parse_args(argv=None):
     group.add_argument("--hub_token")
     args = parse_with_config(parser, argv)
 
-    positive = "resolution factor rank train_batch_size max_train_steps gradient_accumulation_steps checkpointing_steps "
+    positive = (
+        "resolution factor rank train_batch_size max_train_steps gradient_accumulation_steps checkpointing_steps "
+    )
     positive += "logging_steps validation_steps cache_batch_size num_validation_images"
     optional = ["lora_alpha", "checkpoints_total_limit", "max_sequence_length"]
     for name in positive.split() + [name for name in optional if getattr(args, name) is not None]:
@@ -153,7 +155,9 @@ def load_data(args, pipe):
     if prompted and args.caption_column is None and args.instance_prompt is None:
         raise ValueError(f"`caption_column` or `instance_prompt` must be given for a {type(pipe).__name__}.")
     if not prompted and (args.caption_column or args.instance_prompt) is not None:
-        raise ValueError(f"`caption_column` and `instance_prompt` must be left out: a {type(pipe).__name__} takes labels.")
+        raise ValueError(
+            f"`caption_column` and `instance_prompt` must be left out: a {type(pipe).__name__} takes labels."
+        )
     images = load_images(
         args.dataset_name,
         args.train_data_dir,
@@ -338,7 +342,8 @@ def train(pipe, scheduler, convention, cache, conditions, args):
     accelerator.end_training()
     model.eval()
     return accelerator, {
-        "trained": f"{sum(p.numel() for p in trained):,} weights" + ("" if args.full else f", a LoRA of rank {args.rank}"),
+        "trained": f"{sum(p.numel() for p in trained):,} weights"
+        + ("" if args.full else f", a LoRA of rank {args.rank}"),
         "steps": f"{step:,}",
         "global batch": global_batch_size,
         "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler}",
@@ -426,9 +431,7 @@ def main(args):
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):
             module.requires_grad_(False).eval()
-    scheduler = LowFreqFlowMatchScheduler(
-        projection=args.projection, factor=args.factor, noise_ratio=args.noise_ratio
-    )
+    scheduler = LowFreqFlowMatchScheduler(projection=args.projection, factor=args.factor, noise_ratio=args.noise_ratio)
     sides = latent_size(pipe, args.resolution, args.resolution)
     if any(side % args.factor for side in sides):
         raise ValueError(f"`factor` must divide the size {sides[0]}x{sides[1]} of the latents, got {args.factor}.")

@@ -129,8 +129,12 @@ def test_a_lora_is_all_that_a_run_leaves_and_it_loads(workplace, base):
     assert found["images"][0].size == (16, 16)
 
 
-def test_a_lora_of_another_source_is_refused(workplace, base):
+def test_a_lora_of_other_weights_or_of_another_source_is_refused(workplace, base):
     train(**base)
+    other = LowFreqPipeline.from_pretrained("base")
+    randomize(other.transformer, seed=1, std=1.0)
+    with pytest.raises(ValueError, match="was trained on 'base' .* other weights of a LowFreqTransformer2DModel"):
+        other.load_lora_weights("out")
     other = LowFreqPipeline.from_pretrained("base")
     other.scheduler = LowFreqFlowMatchScheduler.from_config(other.scheduler.config, noise_ratio_range=[0.2, 0.7])
     with pytest.raises(ValueError, match=r"with noise_ratio_range \[0.2, 0.7\]; it was trained with \[0.2, 0.6\]"):
