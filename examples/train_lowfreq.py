@@ -55,6 +55,7 @@ from diffusers_lowfreq.model_card import save_model_card
 from diffusers_lowfreq.models import SIZES
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow, check_derivative
 from diffusers_lowfreq.projections import PROJECTIONS, fit_projection_basis
+from diffusers_lowfreq.stock import describe_adapter
 from diffusers_lowfreq.text_encoding import fingerprint, load_text_encoder
 from diffusers_lowfreq.training import (
     CaptionCache,
@@ -559,7 +560,7 @@ def save_lora(pipeline, repo_id, facts, args):
     base_model = args.pretrained_model_name_or_path
     base_model = os.path.basename(base_model.rstrip("/")) if os.path.isdir(base_model) else base_model
     config = pipeline.transformer.peft_config["default"].to_dict()
-    config["auto_mapping"] = {"base_model": base_model} | pipeline.scheduler.source
+    config["auto_mapping"] = describe_adapter(pipeline, pipeline.scheduler, base_model)
     type(pipeline).save_lora_weights(
         args.output_dir,
         transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer),
