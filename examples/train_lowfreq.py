@@ -46,6 +46,7 @@ from diffusers_lowfreq import (
     LowFreqPipeline,
     LowFreqTextToImagePipeline,
     LowFreqTransformer2DModel,
+    LowFreqUpscalePipeline,
 )
 from diffusers_lowfreq.autoencoding import load_autoencoder, normalize_latents, set_latent_statistics
 from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
@@ -57,6 +58,8 @@ from diffusers_lowfreq.projections import PROJECTIONS, fit_projection_basis
 from diffusers_lowfreq.text_encoding import fingerprint, load_text_encoder
 from diffusers_lowfreq.training import (
     CaptionCache,
+    DegradedImages,
+    DegradedPairs,
     KeyedBatchSampler,
     LatentCache,
     keyed_generator,
@@ -145,6 +148,7 @@ def parse_args(argv=None):
     group.add_argument("--patch_size", type=int, default=2, help=FROM_PIPELINE)
     group.add_argument("--prior_size", type=network_size, help="size of a new prior model")
     group.add_argument("--prior_patch_size", type=int, help="patch size of a new prior model")
+    group.add_argument("--rank", type=int, help="train a LoRA of this rank of the flow, instead of all its weights")
     parser.set_defaults(**NEW_PRIOR)
 
     group = parser.add_argument_group("source")
@@ -156,6 +160,11 @@ def parse_args(argv=None):
         help=f"by default {NOISE_RATIO}, or the end of the range next to it; {FROM_PIPELINE}",
     )
     group.add_argument("--noise_ratio_range", type=float, nargs=2, help=f"train over a range; {FROM_PIPELINE}")
+    group.add_argument(
+        "--degraded_share",
+        type=float,
+        help="of pairs whose coarse latent is that of a thumbnail (by 2 to 8) or a blurred copy, for upscaling",
+    )
     group.add_argument(
         "--coupling", choices=["identity", "noise_ot", "minibatch_ot"], default="identity", help="of the flow"
     )
@@ -225,12 +234,12 @@ def parse_args(argv=None):
     positive = "resolution factor train_batch_size prior_train_batch_size max_train_steps prior_max_train_steps "
     positive += "gradient_accumulation_steps checkpointing_steps logging_steps validation_steps patch_size "
     positive += "prior_patch_size cache_batch_size num_validation_images"
-    for name in positive.split():
+    for name in positive.split() + ["rank"] * (args.rank is not None):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be positive, got {getattr(args, name)}")
     if args.checkpoints_total_limit is not None and args.checkpoints_total_limit < 1:
         parser.error(f"argument --checkpoints_total_limit: must be positive, got {args.checkpoints_total_limit}")
-    for name in ("label_dropout", "noise_ratio", "max_skipped_images", "equal_share"):
+    for name in ("label_dropout", "noise_ratio", "max_skipped_images", "equal_share", "degraded_share"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             parser.error(f"argument --{name}: must be in [0, 1], got {getattr(args, name)}")
     if args.noise_ratio_range is not None:
@@ -248,6 +257,12 @@ def parse_args(argv=None):
     for name in ONE_STEP:
         if not one_step and getattr(args, name) != parser.get_default(name):
             parser.error(f"argument --{name}: needs --objective mean_flow or --teacher")
+    if args.degraded_share is not None and args.train == "prior":
+        parser.error("argument --degraded_share: is for the flow, which is not trained; leave it out")
+    if args.rank is not None and (one_step or args.train != "flow" or args.pretrained_model_name_or_path is None):
+        parser.error(
+            "argument --rank: needs --train flow and --pretrained_model_name_or_path, and no one-step objective"
+        )
     scales = {"flow": "guidance_scale", "prior": "prior_guidance_scale"}
     low, high = args.guidance_scale_range or (0, float("inf"))
     for part, name in scales.items():
@@ -284,6 +299,8 @@ def parse_args(argv=None):
                 parser.error(
                     f"argument --{name}: is for labels, and with --caption_column there are none; leave it out"
                 )
+        if args.degraded_share is not None:
+            parser.error("argument --degraded_share: must be left out with --caption_column")
         if args.prior_coupling == "semi_discrete":
             parser.error("argument --prior_coupling: must be minibatch_ot or independent with --caption_column")
         if args.pretrained_text_encoder_name_or_path is None and taken != FROM_PIPELINE_ONLY:
@@ -527,6 +544,39 @@ def make_objective(part, args, teacher, unconditional=None):
     return Distillation(**times, **settings, teacher=teacher.prior if part == "prior" else teacher.transformer)
 
 
+def add_lora(model, rank, seed):
+    """Freeze a model and give every linear layer of its blocks a LoRA that changes nothing yet (arXiv 2106.09685)."""
+    from peft import LoraConfig
+
+    model.requires_grad_(False)
+    torch.manual_seed(seed)
+    linears = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=linears))
+
+
+def save_lora(pipeline, repo_id, facts, args):
+    """Write the LoRA as diffusers' own scripts do, with the source that it is for, and its card."""
+    from peft import get_peft_model_state_dict
+
+    base_model = args.pretrained_model_name_or_path
+    base_model = os.path.basename(base_model.rstrip("/")) if os.path.isdir(base_model) else base_model
+    config = pipeline.transformer.peft_config["default"].to_dict()
+    config["auto_mapping"] = {"base_model": base_model} | pipeline.scheduler.source
+    type(pipeline).save_lora_weights(
+        args.output_dir,
+        transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer),
+        transformer_lora_adapter_metadata=config,
+    )
+    if args.degraded_share is not None:
+        parts = {k: getattr(pipeline, k) for k in ("transformer", "scheduler", "vae")}
+        pipeline = LowFreqUpscalePipeline(**parts, id2label=pipeline.config.id2label)
+    save_model_card(args.output_dir, repo_id, pipeline, facts, base_model)
+
+
+def trainable(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def thinned(cache):
     """Items of the cache, evenly spread, as many as statistics need."""
     return [(i, False) for i in range(0, len(cache), max(1, len(cache) // 65_536))]
@@ -556,16 +606,18 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     model = getattr(pipeline, name).train().to(device)
     if model.config.use_meanflow:
         check_derivative(model, args.derivative)
+    if args.rank is not None:
+        add_lora(model, args.rank, args.seed)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     ema = None
     if args.use_ema:
         ema = EMAModel(
-            model.parameters(), args.ema_decay, model_cls=type(model), model_config=model.config, foreach=True
+            trainable(model), args.ema_decay, model_cls=type(model), model_config=model.config, foreach=True
         )
         ema.to(device)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        trainable(model),
         lr=learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
@@ -653,7 +705,13 @@ def train(part, pipeline, cache, captions, args, teacher=None):
                     lowest, highest = noise_ratio_range
                     noise_ratio = lowest + (highest - lowest) * uniform(len(sample), generators, device)
                     condition["noise_ratio"] = noise_ratio
-                source = scheduler.make_source_from_sample(sample, noise, noise_ratio)
+                coarse = sample
+                if args.degraded_share is not None:
+                    degraded = batch["degraded"].to(device, non_blocking=True)
+                    degraded = normalize_latents(vae, degraded) if vae is not None else degraded
+                    is_degraded = uniform(len(sample), generators, device) < args.degraded_share
+                    coarse = torch.where(is_degraded[:, None, None, None], degraded, sample)
+                source = scheduler.make_source_from_sample(coarse, noise, noise_ratio)
             if coupling == "semi_discrete":  # here the noise chooses its sample, of the label of the batch
                 sample = low[semi_discrete.assign(source, labels)]
             elif coupling == "minibatch_ot":
@@ -691,7 +749,7 @@ def train(part, pipeline, cache, captions, args, teacher=None):
             )
         lr_scheduler.step()
         if ema is not None:
-            ema.step(model.parameters())
+            ema.step(trainable(model))
         step += 1
         progress.update()
         if step % args.logging_steps == 0 or step == max_train_steps:
@@ -712,13 +770,13 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     progress.close()
 
     if ema is not None:
-        ema.copy_to(model.parameters())
+        ema.copy_to(trainable(model))
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:  # not `end_training`: the flow comes after the prior
         tracker.finish()
     model.eval()
     facts = {
-        "parameters": f"{model.num_parameters():,}",
+        "parameters": f"{model.num_parameters(only_trainable=True):,}",
         "FLOPs of a forward pass for one image": f"{count_model_flops(model, captions):,}",
         "steps": f"{step:,}",
         "global batch": global_batch_size,
@@ -763,15 +821,16 @@ def validate(part, step, pipeline, cache, captions, ema, args, accelerator, teac
     Write a grid with fixed seeds, a row of images for each number of steps, with the averaged weights.
 
     While the prior trains, the images are its coarse latents, upsampled and decoded. While the flow does, they are its
-    own, from coarse latents of the prior model where there is one, else of the first images; a source that is all
-    noise needs none. With captions they are, as these images, spread over the set. The rows of a teacher come first, with the guidance that is folded into the student.
+    own, from coarse latents of the prior model where there is one, else of the first images (degraded, where it is trained
+    on such); a source that is all noise needs none. With captions the images are spread over the set. The rows of a teacher
+    come first, with the guidance that is folded into the student.
     """
     if pipeline.transformer is None:
         return  # a prior alone shows nothing yet
     model = pipeline.prior if part == "prior" else pipeline.transformer
     if ema is not None:
-        ema.store(model.parameters())
-        ema.copy_to(model.parameters())
+        ema.store(trainable(model))
+        ema.copy_to(trainable(model))
     model.eval()
     n, num_classes = args.num_validation_images, pipeline.transformer.config.num_classes
     inputs, negative, origin = {}, {}, "generated"
@@ -786,11 +845,13 @@ def validate(part, step, pipeline, cache, captions, ema, args, accelerator, teac
             told = captions.embeddings(texts, accelerator.device)
             of[f"{prefix}prompt_embeds"] = told["encoder_hidden_states"]
             of[f"{prefix}prompt_attention_mask"] = told["encoder_attention_mask"]
-    if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
+    is_upscaler = part == "flow" and args.degraded_share is not None
+    if (pipeline.prior is None or is_upscaler) and pipeline.scheduler.config.noise_ratio < 1:
         batch = cache.__getitems__([(row, False) for row in rows])
-        sample = batch["sample"].to(accelerator.device)
+        name, origin = ("degraded", "degraded") if is_upscaler else ("sample", "true")
+        sample = batch[name].to(accelerator.device)
         sample = normalize_latents(pipeline.vae, sample) if pipeline.vae is not None else sample
-        inputs["prior_latents"], origin = pipeline.scheduler.projection.downsample(sample), "true"
+        inputs["prior_latents"] = pipeline.scheduler.projection.downsample(sample)
         if "class_labels" in inputs:
             inputs["class_labels"] = batch["label"]
     images = []
@@ -829,7 +890,7 @@ def validate(part, step, pipeline, cache, captions, ema, args, accelerator, teac
         if tracker.name == "tensorboard":
             tracker.log_images({f"{part}/samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
     if ema is not None:
-        ema.restore(model.parameters())
+        ema.restore(trainable(model))
     model.train()
 
 
@@ -859,7 +920,7 @@ def main(args):
         caption_column=args.caption_column,
     )
 
-    def cache_latents(vae):
+    def cache_latents(vae, images=images):
         with accelerator.main_process_first():
             return LatentCache.build(
                 images,
@@ -885,6 +946,9 @@ def main(args):
 
     teacher = load_teacher(args)
     pipeline, cache, captions = build_pipeline(args, cache_latents, cache_captions, teacher)
+    pairs = cache
+    if args.degraded_share is not None:
+        pairs = DegradedPairs(cache, cache_latents(pipeline.vae, DegradedImages(images)))
     facts = {
         "Data": {
             "images": f"{len(cache):,} of {args.dataset_name or os.path.basename(args.train_data_dir.rstrip('/'))}",
@@ -905,6 +969,10 @@ def main(args):
             "captions": f"{captions.empty:,} different ones, of {captions.mean_tokens} tokens on average",
             "text encoder": type(pipeline.text_encoder).__name__,
         }
+    if args.degraded_share is not None:
+        facts["Source"]["share of degraded coarse latents"] = args.degraded_share
+    if args.rank is not None:
+        facts["LoRA"] = {"rank": args.rank, "alpha": args.rank, "of": "the linear layers of the blocks of the flow"}
     if teacher is not None or args.objective == "mean_flow":
         facts["One-step training"] = {"objective": "distillation" if teacher is not None else args.objective}
         if teacher is not None:
@@ -915,7 +983,7 @@ def main(args):
         names = [k for k in ONE_STEP if getattr(args, k) is not None and not (k == "tangent" and teacher is not None)]
         facts["One-step training"] |= {k: getattr(args, k) for k in names}
     for part in ("prior", "flow") if args.train == "both" else (args.train,):
-        facts[f"Training of the {part}"] = train(part, pipeline, cache, captions, args, teacher)
+        facts[f"Training of the {part}"] = train(part, pipeline, pairs, captions, args, teacher)
 
     if accelerator.is_main_process:
         facts["Environment"] = {
@@ -924,7 +992,9 @@ def main(args):
             "seed": args.seed,
         }
         pipeline.to("cpu")
-        if pipeline.transformer is not None:
+        if args.rank is not None:
+            save_lora(pipeline, repo_id, facts, args)
+        elif pipeline.transformer is not None:
             pipeline.save_pretrained(args.output_dir)
             save_model_card(args.output_dir, repo_id, pipeline, facts)
         else:

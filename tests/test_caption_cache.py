@@ -174,6 +174,7 @@ def test_options_of_the_encoder_are_asked_for_together(capsys):
         (["--caption_column", "text", *encoder, "--no-conditional"], "--conditional: is for labels"),
         (["--caption_column", "text", *encoder, "--label_column", "class"], "--label_column: is for labels"),
         (["--caption_column", "text", *encoder, "--prior_coupling", "semi_discrete"], "--prior_coupling: must be"),
+        (["--caption_column", "text", *encoder, "--degraded_share", "0.5"], "--degraded_share: must be left out"),
         (["--caption_column", "text", *encoder, "--teacher", "t"], "--pretrained_text_encoder_name_or_path: is taken"),
     ):
         with pytest.raises(SystemExit):

@@ -7,7 +7,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .models import LowFreqTransformer2DModel
-from .pipelines import LowFreqPipeline, LowFreqPipelineOutput, LowFreqTextToImagePipeline
+from .pipelines import (
+    LowFreqPipeline,
+    LowFreqPipelineOutput,
+    LowFreqTextToImagePipeline,
+    LowFreqUpscalePipeline,
+)
 from .projections import LowFrequencyProjection, fit_projection_basis
 from .schedulers import LowFreqFlowMatchScheduler
 from .stock import generate_from_coarse
@@ -23,6 +28,7 @@ __all__ = [
     "LowFreqPipelineOutput",
     "LowFreqTextToImagePipeline",
     "LowFreqTransformer2DModel",
+    "LowFreqUpscalePipeline",
     "LowFrequencyProjection",
     "fit_projection_basis",
     "generate_from_coarse",
@@ -41,8 +47,8 @@ def _register():
         return
     bases = (ModelMixin, SchedulerMixin, DiffusionPipeline)
     LOADABLE_CLASSES[__name__] = {base.__name__: ["save_pretrained", "from_pretrained"] for base in bases}
-    diffusers.LowFreqPipeline = LowFreqPipeline
-    diffusers.LowFreqTextToImagePipeline = LowFreqTextToImagePipeline
+    for pipeline_class in (LowFreqPipeline, LowFreqTextToImagePipeline, LowFreqUpscalePipeline):
+        setattr(diffusers, pipeline_class.__name__, pipeline_class)
 
 
 _register()

@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """A model card made of facts."""
 
+import inspect
 import json
 import os
 
@@ -9,16 +10,21 @@ from huggingface_hub import ModelCard, ModelCardData
 from diffusers.utils.hub_utils import populate_model_card
 
 
+def takes_image(pipeline) -> bool:
+    """Whether a call starts from a picture."""
+    return "image" in inspect.signature(pipeline.__call__).parameters
+
+
 def usage_arguments(pipeline) -> str:
     """
-    Write the arguments of a first call: text, labels or a number of images, steps, and the coarse latent where it is asked
+    Write the arguments of a first call: text, labels or a number of images, steps, and what it starts from where that is asked
     for.
     """
     is_text = pipeline.transformer.config.get("caption_channels") is not None
     labels = [] if is_text else list(pipeline.labels)[:4]
     first = '"a photo of a cat"' if is_text else json.dumps(labels) if labels else "num_images_per_prompt=4"
     if pipeline.prior is None and pipeline.scheduler.config.noise_ratio < 1:
-        first = f"{first}, prior_latents=low" if is_text else "prior_latents=low"
+        first = "image" if takes_image(pipeline) else f"{first}, prior_latents=low" if is_text else "prior_latents=low"
     arguments = f"{first}, num_inference_steps={1 if pipeline.transformer.config.get('use_meanflow') else 4}"
     if pipeline.prior is not None and pipeline.prior.config.get("use_meanflow"):
         arguments += ", prior_num_inference_steps=1"
@@ -38,9 +44,15 @@ def pipeline_facts(pipeline) -> dict[str, dict[str, object]]:
     return facts
 
 
-def save_model_card(folder: str, repo_id: str, pipeline, facts: dict[str, dict[str, object]] | None = None) -> str:
+def save_model_card(
+    folder: str,
+    repo_id: str,
+    pipeline,
+    facts: dict[str, dict[str, object]] | None = None,
+    base_model: str | None = None,
+) -> str:
     """
-    Write `README.md` beside a pipeline.
+    Write `README.md` beside a pipeline, or beside a LoRA of its flow.
 
     Args:
         folder (`str`):
@@ -51,28 +63,33 @@ def save_model_card(folder: str, repo_id: str, pipeline, facts: dict[str, dict[s
             What the card is of; it decides the usage.
         facts (`dict[str, dict[str, object]]`, *optional*):
             Tables: heading, then name and value of each row. Omitted: what the pipeline says about itself.
+        base_model (`str`, *optional*):
+            The pipeline that a LoRA in `folder` is for. Omitted: the folder holds a pipeline.
 
     Returns:
         `str`: The path of the card.
     """
     facts = pipeline_facts(pipeline) if facts is None else facts
     arguments = usage_arguments(pipeline)
-    usage = (
-        "```py\n"
-        "import diffusers_lowfreq  # pip install diffusers-lowfreq; makes the classes known to diffusers\n"
-        "from diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{repo_id}")\n'
-        f"images = pipe({arguments}).images\n"
-        "```"
-    )
+    name = type(pipeline).__name__ if base_model is not None else "DiffusionPipeline"
+    load = f'pipe = {name}.from_pretrained("{base_model or repo_id}")\n'
+    if base_model is None:
+        install = "Install `diffusers-lowfreq` and import `diffusers_lowfreq` before loading this pipeline; it needs no remote code."
+        imports = "import diffusers_lowfreq  # pip install diffusers-lowfreq; makes the classes known to diffusers\n"
+        imports += "from diffusers import DiffusionPipeline\n\n"
+    else:
+        install = f"A LoRA of the flow of `{base_model}`: install `diffusers-lowfreq` and `peft`, load that pipeline and then this."
+        imports = f"from diffusers_lowfreq import {name}  # pip install diffusers-lowfreq peft\n\n"
+        load += f'pipe.load_lora_weights("{repo_id}")\n'
+    coarse = "a small prior model samples a coarse latent"
+    if takes_image(pipeline):
+        coarse = "your picture, of any size, is encoded and projected to a coarse latent"
     parts = [
-        "Install `diffusers-lowfreq` and import `diffusers_lowfreq` before loading this pipeline; it needs no remote "
-        "code.",
+        install,
         f"# {os.path.basename(repo_id.rstrip('/'))}",
-        "A latent flow that starts from a low-frequency prior: a small prior model samples a coarse latent, which is "
-        "upsampled, mixed with Gaussian noise, and refined by the flow in few steps (*Optimal Transport Flow Matching "
-        "by Design*, arXiv 2606.04092).",
-        usage,
+        f"A latent flow that starts from a low-frequency prior: {coarse}, which is upsampled, mixed with Gaussian noise, and "
+        "refined by the flow in few steps (*Optimal Transport Flow Matching by Design*, arXiv 2606.04092).",
+        f"```py\n{imports}{load}images = pipe({arguments}).images\n```",
     ]
     if "prior_latents=low" in arguments:
         parts.append("There is no prior model: `low` is yours.")

@@ -1,6 +1,7 @@
 from .pipeline_lowfreq import LowFreqPipeline
 from .pipeline_lowfreq_text_to_image import LowFreqTextToImagePipeline
+from .pipeline_lowfreq_upscale import LowFreqUpscalePipeline
 from .pipeline_output import LowFreqPipelineOutput
 
 
-__all__ = ["LowFreqPipeline", "LowFreqPipelineOutput", "LowFreqTextToImagePipeline"]
+__all__ = ["LowFreqPipeline", "LowFreqPipelineOutput", "LowFreqTextToImagePipeline", "LowFreqUpscalePipeline"]

@@ -16,6 +16,7 @@ import diffusers
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import SanaLoraLoaderMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
@@ -40,7 +41,7 @@ def _calculate_shift(seq_len: int, config) -> float:
     return config.base_shift + slope * (seq_len - config.base_image_seq_len)
 
 
-class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
+class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoaderMixin):
     r"""
     What the low-frequency pipelines share; each adds what its networks are told.
 
@@ -80,7 +81,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
         index = Path(pretrained_model_name_or_path) / "model_index.json"
         if index.is_file():
             cls.load_config(str(index.parent))  # a broken file is reported by diffusers
-            for name, entry in json.loads(index.read_text(encoding="utf-8")).items():
+            saved = json.loads(index.read_text(encoding="utf-8"))
+            for name, entry in ((k, saved[k]) for k in saved if k in cls._get_init_keys(cls)):
                 if isinstance(entry, list) and entry[0] and name not in kwargs and not (index.parent / name).is_dir():
                     raise ValueError(
                         f"`pretrained_model_name_or_path` must hold a folder {name!r} with a {entry[1]}, as its "
@@ -99,10 +101,14 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         saved = config_dict.get("_class_name", cls.__name__)
-        if not issubclass(getattr(diffusers, str(saved), cls), LowFreqBasePipeline):
+        saved_class = getattr(diffusers, str(saved), cls)
+        if not issubclass(saved_class, LowFreqBasePipeline):
             raise ValueError(
                 f"a {cls.__name__} must be loaded from a low-frequency pipeline, what is there is a {saved}."
             )
+        # What another of our pipelines has and this one has not, such as a prior model, stays where it is
+        others = cls._get_init_keys(saved_class) - cls._get_init_keys(cls)
+        config_dict = {k: v for k, v in config_dict.items() if k not in others}
         return super().extract_init_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
@@ -118,6 +124,31 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
                 "followed, the weights are saved as safetensors files."
             )
         super().save_pretrained(save_directory, True, *args, **kwargs)
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs,
+    ):
+        """
+        Load a LoRA of the flow as diffusers' pipelines do, from safetensors files only.
+
+        Raises:
+            ValueError: If it says that it was trained for another source than that of the `scheduler`.
+        """
+        kwargs = {"use_safetensors": True} | kwargs | {"return_lora_metadata": True}
+        state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
+        trained_for = (metadata or {}).get("transformer.auto_mapping") or {}
+        for name, own in self.scheduler.source.items():
+            if name in trained_for and trained_for[name] != json.loads(json.dumps(own)):
+                raise ValueError(
+                    "`pretrained_model_name_or_path_or_dict` must be a LoRA for the source of this pipeline, with "
+                    f"{name} {own!r}; it was trained with {trained_for[name]!r}."
+                )
+        options = {"adapter_name": adapter_name, "hotswap": hotswap, "metadata": metadata, "_pipeline": self}
+        self.load_lora_into_transformer(state_dict, self.transformer, **options)
 
     def _upload_folder(
         self, working_dir, repo_id: str, token: str | None = None, subfolder: str | None = None, **kwargs
@@ -160,6 +191,18 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
     def _check_output_type(output_type: str):
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+
+    def _check_size(self, height: int, width: int):
+        for name, value in (("height", height), ("width", width)):
+            prior_patch = self.prior.config.patch_size if self.prior is not None else 1
+            step = self.vae_scale_factor * math.lcm(
+                self.transformer.config.patch_size, self.scheduler.config.factor * prior_patch
+            )
+            is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not is_integer or value < 1 or value % step:
+                raise ValueError(
+                    f"`{name}` must be a positive multiple of {step} (autoencoder, patches and factor), got {value!r}."
+                )
 
     def _check_schedulers(self):
         """Refuse a scheduler that cannot make the source, or a prior scheduler that is wrong from Gaussian noise."""
@@ -281,15 +324,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline):
             self.scheduler.check_noise_ratio(noise_ratio)
         self._check_output_type(output_type)
 
+        self._check_size(height, width)
         factor = self.scheduler.config.factor
-        for name, value in (("height", height), ("width", width)):
-            prior_patch = self.prior.config.patch_size if self.prior is not None else 1
-            step = self.vae_scale_factor * math.lcm(self.transformer.config.patch_size, factor * prior_patch)
-            is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if not is_integer or value < 1 or value % step:
-                raise ValueError(
-                    f"`{name}` must be a positive multiple of {step} (autoencoder, patches and factor), got {value!r}."
-                )
         channels = self.transformer.config.in_channels
         latent_height, latent_width = height // self.vae_scale_factor, width // self.vae_scale_factor
         if latents is not None and prior_latents is not None:

@@ -3,7 +3,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -16,6 +15,7 @@ from diffusers.utils import logging, replace_example_docstring
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from .base import LowFreqBasePipeline
+from .class_labels import ClassLabelsMixin
 from .pipeline_output import LowFreqPipelineOutput
 
 
@@ -34,7 +34,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class LowFreqPipeline(LowFreqBasePipeline):
+class LowFreqPipeline(ClassLabelsMixin, LowFreqBasePipeline):
     r"""
     Generate images with a flow that starts from a low-frequency prior (arXiv 2606.04092).
 
@@ -82,8 +82,6 @@ class LowFreqPipeline(LowFreqBasePipeline):
     ):
         super().__init__()
         self._check_flag("truncate_prior", truncate_prior)
-        if id2label is not None and not isinstance(id2label, dict):
-            raise ValueError(f"`id2label` must be a dict of class numbers and names, got {id2label!r}.")
         if getattr(getattr(transformer, "config", None), "caption_channels", None) is not None:
             raise ValueError(
                 "`transformer` must not have `caption_channels`: use a LowFreqTextToImagePipeline for text."
@@ -96,60 +94,10 @@ class LowFreqPipeline(LowFreqBasePipeline):
             prior_scheduler=prior_scheduler,
             guider=guider,
         )
-        self.register_to_config(id2label=id2label, truncate_prior=truncate_prior)
-        self.labels = {name: int(number) for number, name in (id2label or {}).items()}
-
-    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
-        """
-        Map class names, numbers or a mixture to class numbers.
-
-        Raises:
-            ValueError: If a name is unknown, a number is out of range, or the model is unconditional.
-        """
-        if isinstance(class_labels, torch.Tensor):
-            if class_labels.is_floating_point() or class_labels.ndim > 1:
-                raise ValueError(
-                    f"`class_labels` must be a tensor of integers of shape (batch,), got {class_labels.dtype} of shape "
-                    f"{tuple(class_labels.shape)}."
-                )
-            class_labels = class_labels.tolist()
-        if isinstance(class_labels, (int, str, np.integer)):
-            class_labels = [class_labels]
-        if not isinstance(class_labels, (list, tuple, np.ndarray)) or getattr(class_labels, "ndim", 1) == 0:
-            raise ValueError(f"`class_labels` must be a class name or number or a list of them, got {class_labels!r}.")
-        model = self.prior if self.transformer is None else self.transformer
-        num_classes = getattr(model.config, "num_classes", None)
-        if num_classes is None:
-            raise ValueError("`class_labels` must not be given: this model is unconditional.")
-        if not len(class_labels):
-            raise ValueError("`class_labels` must hold at least one label, got an empty list.")
-        ids = []
-        for label in class_labels:
-            if isinstance(label, (list, tuple)) and len(label) == 1:  # a column of labels, as DiTPipeline takes it
-                label = label[0]
-            if isinstance(label, str):
-                if label not in self.labels:
-                    raise ValueError(f"`class_labels` must be among {sorted(self.labels)}, got {label!r}.")
-                label = self.labels[label]
-            if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < num_classes:
-                raise ValueError(
-                    f"`class_labels` must be class names or numbers from 0 to {num_classes - 1}, got {label!r}."
-                )
-            ids.append(int(label))
-        return ids
+        self._register_labels(id2label)
+        self.register_to_config(truncate_prior=truncate_prior)
 
     # ------------------------------------------------------------------------------------------------ the call
-
-    def encode_labels(
-        self, class_labels: int | str | list[int | str] | torch.Tensor | None, num_images_per_prompt: int, device
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
-        """Turn labels into what the networks are told, and into what instead in the second call of guidance: no label."""
-        if class_labels is None:
-            return {}, None
-        ids = self.get_label_ids(class_labels)
-        labels = torch.tensor(ids, device=device).repeat_interleave(num_images_per_prompt)
-        model = self.prior if self.transformer is None else self.transformer
-        return {"class_labels": labels}, {"class_labels": torch.full_like(labels, model.config.num_classes)}
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)

@@ -154,23 +154,29 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
 
     # ------------------------------------------------------------------------------------------------ the source
 
-    def check_noise_ratio(self, noise_ratio: float) -> float:
+    @property
+    def source(self) -> dict:
+        """What the source is, as a model was trained for it; `noise_ratio` where there is no range to choose it from."""
+        ratio = "noise_ratio" if self.config.noise_ratio_range is None else "noise_ratio_range"
+        return {k: self.config[k] for k in ("projection", "factor", "projection_basis", ratio)}
+
+    def check_noise_ratio(self, noise_ratio: float, name: str = "noise_ratio") -> float:
         """
-        Return `noise_ratio` if the source may be made with it.
+        Return `noise_ratio` if the source may be made with it; an error calls it by `name`.
 
         Raises:
             ValueError: If it is outside [0, 1] or outside `noise_ratio_range`, or not the fixed `noise_ratio`.
         """
         if isinstance(noise_ratio, bool) or not isinstance(noise_ratio, (int, float)) or not 0 <= noise_ratio <= 1:
-            raise ValueError(f"`noise_ratio` must be a number in [0, 1], got {noise_ratio!r}.")
+            raise ValueError(f"`{name}` must be a number in [0, 1], got {noise_ratio!r}.")
         allowed = self.config.noise_ratio_range
         if allowed is None and noise_ratio != self.config.noise_ratio:
             raise ValueError(
-                f"`noise_ratio` must be {self.config.noise_ratio}, the one that this model was trained with, got "
+                f"`{name}` must be {self.config.noise_ratio}, the one that this model was trained with, got "
                 f"{noise_ratio!r}. Only models trained over a `noise_ratio_range` leave the choice."
             )
         if allowed is not None and not allowed[0] <= noise_ratio <= allowed[1]:
-            raise ValueError(f"`noise_ratio` must be in the trained range {list(allowed)}, got {noise_ratio!r}.")
+            raise ValueError(f"`{name}` must be in the trained range {list(allowed)}, got {noise_ratio!r}.")
         return float(noise_ratio)
 
     def make_source(

@@ -1,4 +1,17 @@
+from .convention import CallingConvention, read_condition, read_convention
+from .latents import latent_size, pack_latents, unpack_latents
+from .lora import adapter_source, describe_adapter
 from .start import generate_from_coarse
 
 
-__all__ = ["generate_from_coarse"]
+__all__ = [
+    "CallingConvention",
+    "adapter_source",
+    "describe_adapter",
+    "generate_from_coarse",
+    "latent_size",
+    "pack_latents",
+    "read_condition",
+    "read_convention",
+    "unpack_latents",
+]

@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..autoencoding import decode_latents, encode_images
 from ..schedulers import LowFreqFlowMatchScheduler
 from .latents import latent_size, pack_latents, unpack_latents
+from .lora import SOURCE, adapter_source
 
 
 # What a stock scheduler's configuration must not ask of a plain, deterministic walk over the levels that are given
@@ -124,7 +125,7 @@ def generate_from_coarse(
         source = pack_latents(pipe, scheduler.make_source(low, noise))
 
     started = copy.copy(pipe)  # shares the components; its own scheduler
-    started.scheduler = _checked(_plain(pipe.scheduler), source, noise_ratio)
+    started.scheduler = _checked(plain_scheduler(pipe.scheduler), source, noise_ratio)
     levels = np.linspace(noise_ratio, noise_ratio / num_inference_steps, num_inference_steps).tolist()
     return started(
         height=height,
@@ -146,10 +147,18 @@ def _check(pipe, scheduler, takes, call, counts) -> LowFreqFlowMatchScheduler:
     for argument in ("latents", "sigmas"):
         if argument not in takes:
             raise ValueError(f"`pipe` must take `{argument}` in its call to be started elsewhere, a {name} does not.")
-    if scheduler is None:
+    trained_for = adapter_source(pipe)
+    if scheduler is None and trained_for is None:
         raise ValueError("`scheduler` must be given: a LowFreqFlowMatchScheduler says what the source is.")
+    scheduler = trained_for if scheduler is None else scheduler
     if not isinstance(scheduler, LowFreqFlowMatchScheduler):
         raise ValueError(f"`scheduler` must be a LowFreqFlowMatchScheduler, got {type(scheduler).__name__}.")
+    for setting in SOURCE if trained_for is not None else ():
+        if scheduler.config[setting] != trained_for.config[setting]:
+            raise ValueError(
+                f"`scheduler` must have the {setting} of the LoRA in use, {trained_for.config[setting]!r}, got "
+                f"{scheduler.config[setting]!r}."
+            )
     if not scheduler.config.noise_ratio > 0:
         raise ValueError(
             "`scheduler` must have a `noise_ratio` above 0: a stock model has no state without noise but data."
@@ -180,7 +189,7 @@ def _check(pipe, scheduler, takes, call, counts) -> LowFreqFlowMatchScheduler:
     return scheduler
 
 
-def _plain(stock):
+def plain_scheduler(stock):
     """A scheduler over the very levels that are given: Euler, without the shift of the stock one."""
     cls = (
         LowFreqFlowMatchScheduler if isinstance(stock, LowFreqFlowMatchScheduler) else FlowMatchEulerDiscreteScheduler

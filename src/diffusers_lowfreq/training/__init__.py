@@ -2,6 +2,7 @@
 """What the training scripts share. Needs the `training` extra; nothing at inference imports it."""
 
 from .caption_cache import CaptionCache
+from .degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
 from .latent_cache import LatentCache
@@ -11,9 +12,13 @@ from .state import parse_with_config, register_model_hooks, resume_checkpoint, s
 
 __all__ = [
     "CaptionCache",
+    "DEGRADATIONS",
+    "DegradedImages",
+    "DegradedPairs",
     "ImageDataset",
     "KeyedBatchSampler",
     "LatentCache",
+    "degrade",
     "keyed_generator",
     "load_images",
     "machine_kind",

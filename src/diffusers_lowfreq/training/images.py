@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 
 from diffusers.utils import logging
 
+from ..images import to_rgb
+
 
 logger = logging.get_logger(__name__)
 
@@ -126,22 +128,9 @@ class ImageDataset:
 
 def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
     """
-    Convert a PIL image of any mode to an RGB `uint8` tensor of shape `(3, resolution, resolution)`.
-
-    Deeper greyscale is scaled to 8 bits, transparency is laid on white, EXIF rotation is applied.
+    Convert a PIL image of any mode, as [`to_rgb`] does, to an RGB `uint8` tensor of shape `(3, resolution, resolution)`.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):  # the file does not say what white is: the least usual value that holds all
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
-        white = next((value for value in usual if values.max() <= value), values.max())
-        image = Image.fromarray((values / white * 255).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    image = to_rgb(image)
     if image.size != (resolution, resolution):
         image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

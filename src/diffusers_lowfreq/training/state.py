@@ -8,6 +8,10 @@ import re
 import shutil
 import sys
 
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.utils import logging
 
 
@@ -105,6 +109,8 @@ def register_model_hooks(accelerator, model, ema, name: str):
     """
     Have `accelerator.save_state` write `<name>/` and `<name>_ema/` as ordinary model folders, and `load_state` read them.
 
+    Of a model with a LoRA only that is trained, and saved.
+
     Args:
         accelerator (`Accelerator`):
             The accelerator that prepares the model.
@@ -116,20 +122,39 @@ def register_model_hooks(accelerator, model, ema, name: str):
             The component's name in the pipeline.
     """
 
+    is_lora = bool(getattr(model, "peft_config", None))
+
     def save(models, weights, output_dir):
         if accelerator.is_main_process:
-            model.save_pretrained(os.path.join(output_dir, name))
-            if ema is not None:
-                ema.save_pretrained(os.path.join(output_dir, f"{name}_ema"))
+            folder = os.path.join(output_dir, name)
+            if is_lora:
+                from peft import get_peft_model_state_dict
+
+                os.makedirs(folder)
+                save_file(get_peft_model_state_dict(model), os.path.join(folder, LORA_WEIGHT_NAME_SAFE))
+            else:
+                model.save_pretrained(folder)
+            if ema is not None and is_lora:  # the averages of a LoRA, of which diffusers makes no model
+                torch.save(ema.state_dict(), f"{folder}_ema.bin")
+            elif ema is not None:
+                ema.save_pretrained(f"{folder}_ema")
         weights.clear()  # or accelerate would write them once more
 
     def load(models, input_dir):
         models.clear()
-        saved = type(model).from_pretrained(input_dir, subfolder=name)
-        model.load_state_dict(saved.state_dict())
+        folder = os.path.join(input_dir, name)
+        if is_lora:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(model, load_file(os.path.join(folder, LORA_WEIGHT_NAME_SAFE)))
+        else:
+            model.load_state_dict(type(model).from_pretrained(input_dir, subfolder=name).state_dict())
         if ema is not None:
-            saved = ema.from_pretrained(os.path.join(input_dir, f"{name}_ema"), type(model), foreach=ema.foreach)
-            ema.load_state_dict(saved.state_dict())
+            if is_lora:
+                saved = torch.load(f"{folder}_ema.bin", weights_only=True)
+            else:
+                saved = ema.from_pretrained(f"{folder}_ema", type(model), foreach=ema.foreach).state_dict()
+            ema.load_state_dict(saved)
             ema.to(accelerator.device)
 
     accelerator.register_save_state_pre_hook(save)

@@ -1,0 +1,309 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""Detail for a coarse picture: a thumbnail, a sketch in colours, a blurred photo."""
+
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.guiders import BaseGuidance
+from diffusers.image_processor import PipelineImageInput
+from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import logging, replace_example_docstring
+
+from ..autoencoding import encode_images
+from ..images import to_rgb
+from ..models import LowFreqTransformer2DModel
+from ..schedulers import LowFreqFlowMatchScheduler
+from .base import LowFreqBasePipeline
+from .class_labels import ClassLabelsMixin
+from .pipeline_output import LowFreqPipelineOutput
+
+
+logger = logging.get_logger(__name__)
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import torch
+        >>> from PIL import Image
+        >>> from diffusers_lowfreq import LowFreqUpscalePipeline
+
+        >>> pipe = LowFreqUpscalePipeline.from_pretrained("checkpoints/cifar10-32")
+        >>> pipe.load_lora_weights("checkpoints/cifar10-32-upscale")  # trained on thumbnails and blur
+        >>> thumbnail = Image.open("thumbnail.png")
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> images = pipe(thumbnail, "horse", strength=0.4, num_images_per_prompt=4, generator=generator).images
+        ```
+"""
+
+
+class LowFreqUpscalePipeline(ClassLabelsMixin, LowFreqBasePipeline):
+    r"""
+    Add detail to a coarse picture, with the flow of a low-frequency pipeline (arXiv 2606.04092).
+
+    The picture, of any size, is brought to full size, encoded and projected to the coarse latent, which takes the place of
+    the prior model's; the scheduler makes the source of it, upsampled and mixed with Gaussian noise, and the flow refines
+    that. Each noise gives another detail to the same layout.
+
+    It loads from every saved low-frequency pipeline; a prior model in there is not read.
+
+    Args:
+        transformer ([`LowFreqTransformer2DModel`]):
+            The flow.
+        scheduler ([`LowFreqFlowMatchScheduler`]):
+            Makes the source (projection, factor and noise ratio are its configuration) and steps the flow.
+        vae (`AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny`, *optional*):
+            The autoencoder; without one the flow works on pixels in [-1, 1].
+        id2label (`dict[int, str]`, *optional*):
+            Class names.
+        guider (`BaseGuidance`, *optional*):
+            One of diffusers' guiders, instead of `guidance_scale`.
+
+    Raises:
+        ValueError: If `scheduler` cannot make the source.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components = ["vae", "guider"]
+    prior = prior_scheduler = None  # the picture takes their place
+
+    def __init__(
+        self,
+        # `from_pipe` hands a model on only if its very class stands here, a subclass of `ModelMixin` is not enough
+        transformer: LowFreqTransformer2DModel | ModelMixin,
+        scheduler: LowFreqFlowMatchScheduler,
+        vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | ModelMixin | None = None,
+        id2label: dict[int, str] | dict[str, str] | None = None,
+        guider: BaseGuidance | None = None,
+    ):
+        super().__init__()
+        self._register_components(transformer=transformer, scheduler=scheduler, vae=vae, guider=guider)
+        self._register_labels(id2label)
+
+    # ------------------------------------------------------------------------------------------------ the picture
+
+    def prepare_image(
+        self, image: PipelineImageInput, height: int, width: int, resize_mode: str | None = None
+    ) -> torch.Tensor:
+        """
+        Bring pictures of any size to the size and the range of the autoencoder.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
+                As in a call.
+            height (`int`), width (`int`):
+                Size in pixels.
+            resize_mode (`str`, *optional*):
+                As in a call.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, channels, height, width)`, float32: The pictures in [-1, 1].
+
+        Raises:
+            ValueError: If `image` is no picture, or its aspect is not that of `height` and `width` and `resize_mode` does
+                not say what to do.
+        """
+        if resize_mode not in (None, "default", "crop", "fill"):
+            raise ValueError(f"`resize_mode` must be None, 'default', 'crop' or 'fill', got {resize_mode!r}.")
+        if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
+            image = list(image)
+        if not isinstance(image, (list, tuple)):
+            image = [image]
+        if not len(image):
+            raise ValueError("`image` must hold at least one picture, got none.")
+        pictures = []
+        for picture in image:
+            picture = self._to_tensor(picture)
+            h, w = picture.shape[1:]
+            # A thumbnail has the aspect up to rounding: its sides are those of the picture, scaled and rounded
+            if resize_mode is None and 2 * abs(h * width - w * height) >= height + width:
+                raise ValueError(
+                    f"`image` must have the aspect of `height` and `width`, {height}x{width}, got {h}x{w}. `resize_mode` "
+                    "'crop' cuts off what is too much, 'fill' repeats the border, 'default' squeezes."
+                )
+            if resize_mode == "crop":
+                new_h, new_w = min(h, max(1, round(w * height / width))), min(w, max(1, round(h * width / height)))
+                top, left = (h - new_h) // 2, (w - new_w) // 2
+                picture = picture[:, top : top + new_h, left : left + new_w]
+            elif resize_mode == "fill":
+                new_h, new_w = max(h, round(w * height / width)), max(w, round(h * width / height))
+                top, left = (new_h - h) // 2, (new_w - w) // 2
+                borders = (left, new_w - w - left, top, new_h - h - top)
+                picture = F.pad(picture[None], borders, mode="replicate")[0]
+            if picture.shape[1:] != (height, width):
+                picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+            pictures.append(picture)
+        return torch.stack(pictures) * 2 - 1
+
+    def _to_tensor(self, image: PIL.Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Turn one picture into a float32 tensor (channels, height, width) in [0, 1] on the CPU."""
+        channels = self.transformer.config.in_channels if self.vae is None else self.vae.config.in_channels
+        if isinstance(image, PIL.Image.Image):
+            if channels not in (1, 3):
+                raise ValueError(
+                    f"`image` must be a tensor of the {channels} channels of this model, got a PIL image."
+                )
+            if min(image.size) < 1 or (image.mode == "F" and not np.isfinite(np.asarray(image)).all()):
+                raise ValueError(f"`image` must have pixels, all of them finite, got a PIL image of {image.size}.")
+            image = np.asarray(to_rgb(image) if channels == 3 else to_rgb(image).convert("L"))
+            image = image[..., None] if channels == 1 else image
+        if not isinstance(image, (np.ndarray, torch.Tensor)):
+            raise ValueError(
+                f"`image` must be a PIL image, an array, a tensor or a list of them, got {type(image)} in it."
+            )
+        shape, dtype = tuple(image.shape), image.dtype
+        if isinstance(image, torch.Tensor):
+            layout = "(channels, height, width)"
+            tensor = image.detach().cpu()
+            tensor = tensor / 255 if dtype == torch.uint8 else tensor
+        else:
+            layout = "(height, width, channels)"
+            image = image / np.iinfo(dtype).max if dtype.kind == "u" else image
+            tensor = torch.from_numpy(image.astype(np.float32)) if image.dtype.kind == "f" else torch.tensor(0)
+            tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
+        if not tensor.is_floating_point():
+            raise ValueError(f"`image` must hold numbers in [0, 1], or bytes, got {dtype}.")
+        if tensor.ndim != 3 or tensor.shape[0] != channels or tensor.numel() == 0:
+            raise ValueError(
+                f"`image` must have pixels and the shape {layout}, with a batch before it or not, of {channels} "
+                f"channel{'s' * (channels > 1)}, got {shape}."
+            )
+        tensor = tensor.float()
+        if not tensor.isfinite().all():
+            raise ValueError(f"`image` must be finite, got {int((~tensor.isfinite()).sum())} values that are not.")
+        if tensor.min() < 0 or tensor.max() > 1:
+            raise ValueError(
+                f"`image` must hold numbers in [0, 1], or bytes, got {tensor.min():.4g} to {tensor.max():.4g}."
+            )
+        return tensor
+
+    # ------------------------------------------------------------------------------------------------ the call
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        image: PipelineImageInput,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float | None = None,
+        num_inference_steps: int = 4,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        output_prior_images: bool = False,
+        return_dict: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        resize_mode: str | None = None,
+    ) -> LowFreqPipelineOutput | tuple:
+        r"""
+        Add detail to pictures.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
+                The pictures: of any size, each of its own in a list. PIL images may have any mode; transparency is laid on
+                white. Arrays `(height, width, channels)` and tensors `(channels, height, width)`, with a batch before these
+                or not, hold numbers in [0, 1], or bytes.
+            class_labels (`int`, `str`, a list of them, or `torch.Tensor` of shape `(batch,)`, *optional*):
+                What the pictures show, by number or by name: one for all, or one for each; omitted, nothing in particular.
+            height (`int`, *optional*), width (`int`, *optional*):
+                Size in pixels, by default the one that the model was trained on.
+            strength (`float`, *optional*):
+                The share of noise in the source, within the range that the model was trained for: the more, the freer the
+                detail. The scheduler's own `noise_ratio` when omitted.
+            num_inference_steps (`int`, defaults to `4`):
+                Steps of the flow.
+            guidance_scale (`float`, *optional*):
+                Classifier-free guidance, `uncond + scale * (cond - uncond)`; 1, which is without, when omitted. A one-step
+                model has its guidance folded in, which is then the default and costs no second call.
+            num_images_per_prompt (`int`, defaults to `1`):
+                Variations of each picture.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                One generator, or one per image that is made: then an image does not depend on the batch it is made in.
+            output_type (`str`, defaults to `"pil"`):
+                `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            output_prior_images (`bool`, defaults to `False`):
+                Whether to decode the upsampled coarse latent too: what is left of the picture before there is detail.
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a [`LowFreqPipelineOutput`] rather than a tuple.
+            callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`):
+                Called as `callback(pipe, step, timestep, {name: tensor})` after every step.
+            resize_mode (`str`, *optional*):
+                What to do with a picture of another aspect than `height` and `width`: `"crop"` cuts off what is too much,
+                `"fill"` repeats the border, `"default"` squeezes, as in diffusers' image processors. Omitted, it is refused.
+
+        Examples:
+
+        Returns:
+            [`LowFreqPipelineOutput`] or `tuple`:
+                The images, all variations of the first picture first; as a tuple `(images,)`, or `(images, prior_images)`
+                with `output_prior_images`.
+
+        Raises:
+            ValueError: If an argument is not allowed; it is named, with what is.
+        """
+        # 1. Inputs
+        self._check_complete()
+        self._check_count("num_images_per_prompt", num_images_per_prompt)
+        self._check_schedulers()
+        if strength is not None:
+            self.scheduler.check_noise_ratio(strength, "strength")
+        height, width = self._default_size(height, width)
+        self._check_size(height, width)
+        ids = self.get_label_ids(class_labels) if class_labels is not None else None
+        image = self.prepare_image(image, height, width, resize_mode)
+        if ids is not None and len(ids) not in (1, len(image)):
+            raise ValueError(
+                f"`class_labels` must be one, or one for each of the {len(image)} pictures, got {len(ids)}."
+            )
+        unguided = self._default_guidance_scale(self.transformer)
+        guidance_scale = unguided if guidance_scale is None else guidance_scale
+
+        # 2. The coarse latents of the pictures, in place of the prior model's
+        image = image.to(self._flow_device)
+        sample = encode_images(self.vae, image) if self.vae is not None else image
+        prior_latents = self.scheduler.projection.downsample(sample.to(self.transformer.dtype))
+        prior_latents = prior_latents.repeat_interleave(num_images_per_prompt, dim=0)
+        call = {
+            "height": height,
+            "width": width,
+            "num_inference_steps": num_inference_steps,
+            "prior_num_inference_steps": 1,
+            "sigmas": None,
+            "guidance_scale": guidance_scale,
+            "prior_guidance_scale": 1.0,
+            "guidance_interval": (0.0, 1.0),
+            "noise_ratio": strength,
+            "truncate_prior": None,
+            "generator": generator,
+            "latents": None,
+            "prior_latents": prior_latents,
+            "output_type": output_type,
+            "output_prior_images": output_prior_images,
+            "return_dict": return_dict,
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": self._tensor_inputs(
+                callback_on_step_end, callback_on_step_end_tensor_inputs
+            ),
+            "prior_callback_on_step_end": None,
+            "prior_callback_on_step_end_tensor_inputs": (),
+        }
+        self.check_inputs(len(prior_latents), **call)
+        if ids is None and guidance_scale != unguided:
+            logger.warning("`guidance_scale` is ignored: there are no `class_labels`.")
+
+        # 3. What the flow is told, and what instead in the second call of guidance
+        if ids is not None and len(ids) == 1:
+            ids = ids * len(image)
+        condition, unconditional = self.encode_labels(ids, num_images_per_prompt, self._flow_device)
+
+        # 4. Source, flow, image
+        return self._generate(len(prior_latents), condition, unconditional, **call)
