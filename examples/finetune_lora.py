@@ -470,7 +470,7 @@ def main(args):
             "Training": run,
             "Environment": {"machine": machine_kind(), "torch": torch.__version__, "seed": args.seed},
         }
-        save_lora_card(args.output_dir, repo_id, base_model, args.full, facts)
+        save_lora_card(args.output_dir, repo_id, base_model, not takes_labels(pipe), args.full, facts)
         if args.push_to_hub:
             ignored = ["*checkpoint-*", "cache/*", "logs/*", ".*"]
             upload_folder(repo_id=repo_id, folder_path=args.output_dir, ignore_patterns=ignored, token=args.hub_token)

@@ -300,6 +300,8 @@ def parse_args(argv=None):
                 parser.error(
                     f"argument --{name}: is for labels, and with --caption_column there are none; leave it out"
                 )
+        if args.degraded_share is not None:
+            parser.error("argument --degraded_share: must be left out with --caption_column")
         if args.prior_coupling == "semi_discrete":
             parser.error("argument --prior_coupling: must be minibatch_ot or independent with --caption_column")
         if args.pretrained_text_encoder_name_or_path is None and taken != FROM_PIPELINE_ONLY:

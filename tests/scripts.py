@@ -2,6 +2,7 @@
 """Run the example scripts on small generated images, in this process or in one of their own."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -56,6 +57,18 @@ def make_folder(path: Path, number: int = 18, size: int = 16) -> Path:
     for i, pixels in enumerate(make_pixels(number, size)):
         (path / CLASSES[i % 3]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path / CLASSES[i % 3] / f"{i:03d}.png")
+    return path
+
+
+def make_captioned_folder(path: Path, number: int = 18) -> Path:
+    """A folder of PNG files whose metadata gives each two captions that name its colour (`text`), and the first (`one`)."""
+    path.mkdir()
+    rows = []
+    for i, pixels in enumerate(make_pixels(number)):
+        name, captions = f"{i:03d}.png", [f"a {CLASSES[i % 3]} photo", f"the {CLASSES[i % 3]} picture"]
+        Image.fromarray(pixels).save(path / name)
+        rows.append(json.dumps({"file_name": name, "text": captions, "one": captions[0]}))
+    (path / "metadata.jsonl").write_text("\n".join(rows))
     return path
 
 

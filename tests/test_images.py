@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import CLASSES, make_folder, make_pixels, workplace
+from scripts import CLASSES, make_captioned_folder, make_folder, make_pixels, workplace
 
 from diffusers_lowfreq.training import LatentCache, load_images
 from diffusers_lowfreq.training.images import to_square
@@ -217,6 +217,34 @@ def test_plain_integers_name_themselves(workplace):
     assert images.id2label == {0: "0", 1: "1", 2: "2", 3: "3"}
 
 
+def test_captions_of_a_folder_are_those_of_its_metadata(workplace):
+    make_captioned_folder(workplace / "images", 6)
+    images = load_images(None, "images", resolution=16, caption_column="text", label_column=None)
+    assert len(images) == 6 and images.id2label is None
+    for i in range(6):  # each image has the captions of its own colour
+        colour = CLASSES[2 - images[i].float().mean((1, 2)).argmax()]
+        assert images.captions[i] == [f"a {colour} photo", f"the {colour} picture"]
+    one = load_images(None, "images", resolution=16, caption_column="one", label_column=None)
+    assert one.captions == [[texts[0]] for texts in images.captions]
+    assert load_images(None, "images", resolution=16).captions is None
+
+
+@pytest.mark.parametrize(
+    "captions, feature, row",
+    [
+        (["a", None] * 3, datasets.Value("string"), 1),
+        ([["a"], ["b"], [], ["c"], ["d"], ["e"]], [datasets.Value("string")], 2),
+        ([["a", None]] * 6, [datasets.Value("string")], 0),
+        ([1] * 6, datasets.Value("int64"), 0),
+    ],
+    ids=["missing", "none", "missing in a list", "numbers"],
+)
+def test_captions_that_are_no_text_are_refused_by_row(workplace, captions, feature, row):
+    write_parquet("file.parquet", captions, feature)
+    with pytest.raises(ValueError, match=f"`caption_column` 'label' must hold a string or a list .* in row {row}"):
+        load_images(None, "file.parquet", resolution=SIZE, caption_column="label", label_column=None)
+
+
 @pytest.mark.parametrize(
     "labels, feature",
     [
@@ -246,6 +274,10 @@ def test_labels_that_are_no_class_numbers_are_refused_unless_unused(workplace, l
         ({"train_data_dir": "file.parquet", "image_column": "img"}, r"`image_column` must be one of .*'image'.*'img'"),
         ({"train_data_dir": "file.parquet", "image_column": "label"}, "`image_column` 'label' must hold images"),
         ({"train_data_dir": "file.parquet", "label_column": "labl"}, r"`label_column` must be one of .*'label'.*labl"),
+        (
+            {"train_data_dir": "file.parquet", "caption_column": "text"},
+            r"`caption_column` must be one of .*'label'.*text",
+        ),
         ({}, "exactly one of `dataset_name` .* and `train_data_dir`"),
         ({"train_data_dir": "file.parquet", "dataset_name": "a/b"}, "exactly one of `dataset_name`"),
     ],

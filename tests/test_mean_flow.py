@@ -329,6 +329,36 @@ def test_distillation_folds_in_the_guidance_of_the_teacher():
     torch.testing.assert_close(loss, torch.zeros(4), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("of_teacher", [False, True])
+@pytest.mark.parametrize("derivative", ["forward", "central"])
+def test_guidance_of_text_is_that_of_labels(of_teacher, derivative):
+    """Embeddings that say no more than a label, the last for none, which the second call is told."""
+    with_labels = make_transformer(use_meanflow=True, num_classes=2)
+    teacher = make_transformer(seed=3, num_classes=2)
+
+    def of_text(model):
+        def network(x_t, timestep, encoder_hidden_states, timestep_r=None):
+            second = {} if timestep_r is None else {"timestep_r": timestep_r}
+            return model(x_t, timestep, class_labels=encoder_hidden_states[:, 0].argmax(1), **second)
+
+        return network
+
+    def objective(teacher, **settings):
+        settings |= {"guidance_scale": 3.0, "guidance_interval": (0.2, 1.0), "derivative": derivative}
+        return Distillation(teacher=teacher, **settings) if of_teacher else MeanFlow(**settings)
+
+    labels, embeddings = torch.arange(6) % 3, torch.eye(3)[:, None]  # no-one has a caption of more than one token
+    pair = randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1)
+    expected = objective(teacher)(with_labels, *pair, generator=generators(6), class_labels=labels)
+    text = {"encoder_hidden_states": embeddings[labels]}
+    free = {"encoder_hidden_states": embeddings[2:]}
+    given = objective(of_text(teacher), unconditional=free)
+    losses = given(of_text(with_labels), *pair, generator=generators(6), **text)
+    torch.testing.assert_close(losses, expected)
+    other = objective(of_text(teacher), unconditional={"encoder_hidden_states": embeddings[:1]})
+    assert not torch.allclose(other(of_text(with_labels), *pair, generator=generators(6), **text), expected, rtol=1e-3)
+
+
 def test_guidance_scales_are_drawn_over_the_range_with_density_one_over_its_square():
     seen = []
     model = function_of(lambda x, r, t, class_labels=None, guidance=None: seen.append(guidance) or x)

@@ -296,7 +296,8 @@ def test_output_types_are_the_same_images(vae):
     assert len(as_tuple) == 1 and as_tuple[0][0].tobytes() == pil[0].tobytes()
 
 
-@pytest.mark.parametrize("kind", ["clip", pytest.param("t5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_import_alone_lets_diffusers_load_what_was_saved(tmp_path, kind):
     make_text_pipeline(kind, "kl").save_pretrained(tmp_path / "saved")
     code = f"""
