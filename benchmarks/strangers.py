@@ -154,10 +154,8 @@ def grade_seed(flow_folder, prior_folder, loras, study, tier, seed, reference, o
     rows = []
     for method, strength in tqdm(methods, desc=f"seed {seed}"):
         if method == "LoRA":
-            pipe.transformer.load_lora_adapter(
-                loras[strength], adapter_name=f"at_{100 * strength:.0f}", prefix="transformer"
-            )
-            pipe.transformer.set_adapter(f"at_{100 * strength:.0f}")
+            pipe.load_lora_weights(loras[strength], adapter_name=f"at_{100 * strength:.0f}")
+            pipe.set_adapters(f"at_{100 * strength:.0f}")
         for coarse in ("generated", "true") if strength is not None else (None,):
             for steps in options.steps:
                 statistics = [FeatureStatistics(e, e.name, max_features=2000) for e in reference.extractors]

@@ -250,7 +250,9 @@ def train(pipe, scheduler, convention, cache, conditions, args):
     device = accelerator.device
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     model = pipe.transformer.train().to(device)
-    if not args.full:
+    if args.full:
+        model.requires_grad_(True)
+    else:
         if half is not None:
             model.to(half)  # the frozen weights
         add_lora(model, args)
