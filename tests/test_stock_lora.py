@@ -12,7 +12,12 @@ from stock import FAMILIES, make_stock
 from tiny import make_pipeline, randn, seeded
 
 import diffusers
-from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, generate_from_coarse
+from diffusers_lowfreq import (
+    LowFreqFlowMatchScheduler,
+    LowFreqPipeline,
+    LowFreqTransformer2DModel,
+    generate_from_coarse,
+)
 from diffusers_lowfreq.stock import (
     adapter_source,
     describe_adapter,
@@ -330,7 +335,7 @@ def test_class_labels_all_weights_and_one_prompt_for_all():
     full = arguments("full", "--max_train_steps", 2, "--resolution", 16, "--full", captions=captions)
     at = full.index("--rank")
     finetune.main(finetune.parse_args(full[:at] + full[at + 2 :]))
-    trained = diffusers.AutoModel.from_pretrained("full", subfolder="transformer")
+    trained = LowFreqTransformer2DModel.from_pretrained("full", subfolder="transformer")
     before = LowFreqPipeline.from_pretrained("base").transformer.state_dict()
     assert any(not torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     scheduler = LowFreqFlowMatchScheduler.from_pretrained("full", subfolder="coarse_scheduler")
