@@ -65,16 +65,16 @@ def show(pictures: list[Picture], size: str = "") -> str:
     return f'<div class="pictures {size}">{figures}</div>'
 
 
-class Canvas(gr.ImageEditor):
-    """An image editor that says so when what was uploaded is no image."""
+def say_if_no_image(preprocess):
+    """Wrap the `preprocess` of an image editor. (Of a subclass gradio would write an interface file beside this one.)"""
 
-    is_template = True  # to gradio it is an `ImageEditor` still
-
-    def preprocess(self, payload):
+    def checked(payload):
         try:
-            return super().preprocess(payload)
+            return preprocess(payload)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
             raise gr.Error("The upload cannot be read as an image.", print_exception=False) from error
+
+    return checked
 
 
 def on_generate(checkpoint, *arguments):
@@ -124,7 +124,7 @@ with gr.Blocks(title="From coarse to fine", analytics_enabled=False) as demo:
                 generate_button = gr.Button("Generate", variant="primary")
                 generated = gr.HTML()
             with gr.Tab("From your own coarse image"):
-                canvas = Canvas(
+                canvas = gr.ImageEditor(
                     value=SKETCHES["ship"],
                     type="pil",
                     label="Paint in colours, or upload an image",
@@ -137,6 +137,7 @@ with gr.Blocks(title="From coarse to fine", analytics_enabled=False) as demo:
                     transforms=[],
                     buttons=[],
                 )
+                canvas.preprocess = say_if_no_image(canvas.preprocess)
                 sketches = gr.Dataset(
                     components=[canvas],
                     samples=[[path] for path in SKETCHES.values()],
