@@ -127,6 +127,7 @@ with gr.Blocks(title="From coarse to fine", analytics_enabled=False) as demo:
                 canvas = gr.ImageEditor(
                     value=SKETCHES["ship"],
                     type="pil",
+                    format="png",
                     label="Paint in colours, or upload an image",
                     sources=["upload", "clipboard"],
                     brush=gr.Brush(default_size=24, colors=COLORS, default_color=COLORS[4]),
@@ -149,6 +150,8 @@ with gr.Blocks(title="From coarse to fine", analytics_enabled=False) as demo:
     gr.Markdown(NOTE, elem_classes="note")
 
     arguments = [checkpoint, class_label, *sliders, seed]
+    # After a large upload the cleared canvas would lie small in a corner
+    canvas.clear(lambda: None, None, canvas, api_name=False, show_progress="hidden")
     sketches.click(on_sketch, sketches, [canvas, class_label], api_name=False, show_progress="hidden")
     checkpoint.change(on_checkpoint, checkpoint, sliders, api_name=False, show_progress="hidden")
     # Both use the same pipelines, which hold the state of a call: one call at a time
