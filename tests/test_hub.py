@@ -267,7 +267,7 @@ def test_every_checkpoint_and_the_space_are_published_under_their_names(workplac
     for path, content in space.items():
         (workplace / "space" / path).parent.mkdir(parents=True, exist_ok=True)
         (workplace / "space" / path).write_bytes(content)
-    output = run_process("-c", DEPLOYED, cwd=workplace, **hub.environment)
+    output = run_process("-c", DEPLOYED, cwd=workplace, HF_HOME=str(workplace / "fresh"), **hub.environment)
     assert "['cifar10-32', 'cifar10-32-one-step'] [(8, 8), (8, 8)]" in output
     with pytest.raises(AssertionError, match="`checkpoints_dir` must hold"):
         run_process(EXAMPLES / "publish.py", "--checkpoints_dir", "hf", cwd=workplace, **hub.environment)
