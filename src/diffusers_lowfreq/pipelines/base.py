@@ -144,7 +144,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         facts = (metadata or {}).get("transformer.auto_mapping") or {}
         refuse_other_weights("pretrained_model_name_or_path_or_dict", self.transformer, facts)
-        for name, own in self.scheduler.source.items():
+        is_gaussian = self.scheduler.config.noise_ratio == 1  # then the LoRA is for `generate_from_coarse`
+        for name, own in ({} if is_gaussian else self.scheduler.source).items():
             if name in facts and facts[name] != json.loads(json.dumps(own)):
                 raise ValueError(
                     "`pretrained_model_name_or_path_or_dict` must be a LoRA for the source of this pipeline, with "
