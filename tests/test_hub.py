@@ -256,13 +256,21 @@ def test_every_checkpoint_and_the_space_are_published_under_their_names(workplac
     line = 'pipe = DiffusionPipeline.from_pretrained("checkpoints/small")  # from a clone'
     (workplace / "checkpoints/small/README.md").write_text(f"---\nlicense: apache-2.0\n---\n{line}\n")
     pipe.transformer.save_pretrained("checkpoints/graders/sharp")
+    (workplace / "checkpoints/small-lora").mkdir()
+    (workplace / "checkpoints/small-lora/pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    (workplace / "checkpoints/small-lora/README.md").write_text(
+        f'---\nlicense: apache-2.0\n---\n{line}\npipe.load_lora_weights("checkpoints/small-lora")  # from a clone\n'
+    )
     options = ["--namespace", "org", "--checkpoints_dir", "checkpoints", "--hub_token", TOKEN]
     output = run_process(EXAMPLES / "publish.py", *options, cwd=workplace, **hub.environment)
     assert "checkpoints/small -> org/small" in output and set(hub.repos) == {
         ("models", "org/small"),
         ("models", "org/grader-sharp"),
         ("spaces", "org/coarse-to-fine"),
+        ("models", "org/small-lora"),
     }
+    card = hub.repos["models", "org/small-lora"]["README.md"].decode()
+    assert card.endswith('from_pretrained("org/small")\npipe.load_lora_weights("org/small-lora")\n')
     assert hub.repos["models", "org/small"]["README.md"].decode().endswith('from_pretrained("org/small")\n')
     answers = load(workplace, hub, pipe=by_name("org/small"), grader=by_name("org/grader-sharp", kind="flow"))
     expected = pipe.transformer.proj_in.weight.double().sum().item()
