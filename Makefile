@@ -26,7 +26,7 @@ test-all: $(STAMP)
 docs: $(STAMP)
 	$(RUN) -m pdoc --docformat google --output-directory out/docs diffusers_lowfreq diffusers_lowfreq.autoencoding \
 		diffusers_lowfreq.couplings diffusers_lowfreq.evaluation diffusers_lowfreq.models diffusers_lowfreq.modular \
-		diffusers_lowfreq.objectives diffusers_lowfreq.training
+		diffusers_lowfreq.objectives diffusers_lowfreq.text_encoding diffusers_lowfreq.training
 
 style: $(STAMP)
 	$(RUN) -m ruff check .
