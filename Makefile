@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 STUDIES := few-steps noise-ratio projection guidance prior truncation one-step
 
-.PHONY: demo test test-all style docs bench bench-ablations bench-coupling bench-gap bench-pictures $(STUDIES:%=bench-%)
+.PHONY: demo test test-all style docs bench bench-ablations bench-coupling bench-gap bench-pictures bench-upscale $(STUDIES:%=bench-%)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,3 +68,12 @@ bench-pictures: $(STAMP)
 	$(RUN) benchmarks/trajectories.py --study few-steps --tier $(TIER) --train_data $(TRAIN_DATA) \
 		--output docs/figures/trajectories-$(TIER).png --runs "Gaussian, independent" "Gaussian, minibatch OT" \
 		"low-frequency (α = 0.5)" "low-frequency (α = 0.25)"
+
+UPSCALE = --pipeline checkpoints/cifar10-32 --data $(TEST_DATA) --split test --output benchmarks/results
+bench-upscale: $(STAMP)
+	$(RUN) benchmarks/degraded_latents.py $(UPSCALE)/degraded-latents.json
+	$(RUN) benchmarks/upscale.py $(UPSCALE)/upscale.json --lora checkpoints/cifar10-32-upscale \
+		--grader checkpoints/graders/cifar10-32 checkpoints/graders/cifar10-32-seed-1 --figure docs/figures/upscale.png
+	for name in degraded-latents upscale; do \
+		$(RUN) benchmarks/report.py --results benchmarks/results/$$name.json docs/upscaling.md || exit 1; \
+	done

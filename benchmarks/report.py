@@ -7,7 +7,8 @@
 The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file. After the name
 may stand what to write, `budgets` (the best split of a budget between prior and flow), `gap` (generated against true coarse
 latents), `ratios` (one and two steps against many of the first run) or `curvature` instead of everything, `frechet_distance` instead of the kernel distance, and `by GRADER`, a second
-one of the file. Takes what `run_study.py` and `coupling.py` write, and of `overhead.py` the times of the objectives.
+one of the file. Takes what `run_study.py`, `coupling.py`, `degraded_latents.py` and `upscale.py` write, and of `overhead.py` the
+times of the objectives.
 """
 
 import argparse
@@ -36,8 +37,9 @@ LINES = {None: "-.", "generated": "-", "true": "--", "truncated": ":"}
 def load(path: str) -> dict:
     with open(path, encoding="utf-8") as file:
         result = json.load(file)
-    if not (result.get("runs") or result.get("rows") or result.get("objective_steps")):
-        raise ValueError(f"`results` {path!r} must hold `runs`, `rows` or `objective_steps`, got none of them.")
+    kinds = ("runs", "rows", *TABLES)
+    if not any(result.get(kind) for kind in kinds):
+        raise ValueError(f"`results` {path!r} must hold one of {list(kinds)}, got none of them.")
     return result
 
 
@@ -335,6 +337,63 @@ def coupling_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def degraded_latents_table(result: dict) -> str:
+    """How far the coarse latent of a degraded image is from that of the image, beside the same in pixels."""
+    lines = [
+        f"Distance of the coarse latents of {result['num_images']:,} degraded {result['split']} images from those of the images "
+        f"themselves, `|D E(x) - D E(degraded x)| / |D E(x)|`, with the autoencoder of `{result['pipeline']}` and its projection "
+        f"(`{result['projection']}`, factor {result['factor']}); in brackets over the length without the mean of each channel. "
+        f"In pixels: the same for `D` itself, by {result['pixel_factor']} to as many places: what a linear encoder would "
+        f"leave. Measured by `benchmarks/degraded_latents.py` on {result['machine']}, torch {result['torch']}.",
+        "",
+        "| degradation | latents | pixels |",
+        "|---|---|---|",
+    ]
+    for row in result["degradations"]:
+        cells = [
+            f"{row[k]['relative_distance']:.1%} ({row[k]['centred_distance']:.1%})" for k in ("latents", "pixels")
+        ]
+        lines.append(f"| {row['degradation']} by {row['factor']:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def upscaling_table(result: dict) -> str:
+    """Upscaling with a flow and with its LoRA, beside no network and the autoencoder alone."""
+    methods = {
+        "image": "none: the picture as it is",
+        "autoencoder": "autoencoder alone",
+        "flow": f"flow of `{result['pipeline']}`",
+        "LoRA": f"with `{result['lora']}`",
+    }
+    accuracy = result["graders"][result["extractor"]]["accuracy"]
+    lines = [
+        f"{result['num_images']:,} {result['split']} images, degraded and scaled up again (seed {result['seed']}, their labels told, "
+        f"guidance {result['guidance_scale']:g}). *Fidelity*: PSNR between thumbnails of the result and of the image, of the "
+        "size of the coarse latent. *Class named*: how often the grader, a classifier that is right on "
+        f"{accuracy:.1%} of the real images, names the class; the distances are on its features, to {result['num_reference']:,} "
+        f"other {result['split']} images, and no FID. Not degraded, the coarse latent is the true one: an oracle. Measured by "
+        f"`benchmarks/upscale.py` on {result['machine']}, torch {result['torch']}.",
+        "",
+        "| picture | method | α | steps | fidelity | PSNR | class named | Fréchet distance | kernel distance × 1000 |",
+        "|" + "---|" * 9,
+    ]
+    for row in result["upscaling"]:
+        told = ["-" if row["strength"] is None else f"{row['strength']:g}", row["steps"] or "-"]
+        same = row["degradation"] == "none" and row["method"] == "image"
+        told += ["-" if same else f"{row[k]:.1f} dB" for k in ("fidelity_db", "psnr_db")]
+        kind = "the image" if row["degradation"] == "none" else row["degradation"].replace("-", " by ")
+        lines.append(
+            f"| {kind} | {methods[row['method']]} | {' | '.join(map(str, told))} | {row['class_named']:.1%} | "
+            f"{row['frechet_distance']:.1f} | {1000 * row['kernel_distance']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "objective_steps": objectives_table,
+    "degradations": degraded_latents_table,
+    "upscaling": upscaling_table,
+}
 VIEWS = {
     None: study_table,
     "budgets": budgets_table,
@@ -361,8 +420,9 @@ def table(result: dict, view: str | None = None, metric: str = "kernel_distance"
     """Make the Markdown of a results file; no figure in it comes from anywhere else."""
     if "rows" in result:
         return coupling_table(result)
-    if "objective_steps" in result:
-        return objectives_table(result)
+    for kind, make in TABLES.items():
+        if kind in result:
+            return make(result)
     return VIEWS[view](by_grader(result, grader) if grader else result, metric)
 
 

@@ -4,6 +4,8 @@
 
 python benchmarks/ship.py --pipeline out/cifar10-32 --output checkpoints/cifar10-32 --noise_ratio 0.5
 
+python benchmarks/ship.py --lora out/upscale --output checkpoints/cifar10-32-upscale
+
 What a person has to say about a checkpoint is in `benchmarks/cards/NAME.md`, NAME being that of the output folder.
 """
 
@@ -14,7 +16,10 @@ import os
 import re
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers_lowfreq import LowFreqPipeline
 from diffusers_lowfreq.schedulers import LowFreqFlowMatchScheduler
 
@@ -22,14 +27,13 @@ from diffusers_lowfreq.schedulers import LowFreqFlowMatchScheduler
 CARDS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cards")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pipeline", required=True)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--noise_ratio", type=float, help="the default of the shipped scheduler")
-    parser.add_argument("--guidance_scale", type=float, default=4.0, help="in the example of the card, both networks")
-    args = parser.parse_args()
+def read_card(folder: str) -> str:
+    with open(os.path.join(folder, "README.md"), encoding="utf-8") as file:
+        return file.read()
 
+
+def ship_pipeline(args) -> str:
+    """Save the pipeline in half precision; its card, with a call for a clone of this repository."""
     pipe = LowFreqPipeline.from_pretrained(args.pipeline)
     if args.noise_ratio is not None:
         pipe.scheduler = LowFreqFlowMatchScheduler.from_config(pipe.scheduler.config, noise_ratio=args.noise_ratio)
@@ -42,18 +46,52 @@ def main():
         with open(path, "w", encoding="utf-8") as file:
             json.dump(config, file, indent=2)
             file.write("\n")
-    with open(os.path.join(args.pipeline, "README.md"), encoding="utf-8") as file:
-        card = file.read()
     name = os.path.basename(args.output.rstrip("/"))
+    card = read_card(args.pipeline)
     card = card.replace(f'from_pretrained("{name}")', f'from_pretrained("checkpoints/{name}")  # from a clone')
     call = f"pipe({json.dumps(list(pipe.labels)[-2:])}, num_inference_steps="
     if pipe.transformer.config.use_meanflow:
         call += "1, prior_num_inference_steps=1)"
     else:
         call += f"4, guidance_scale={args.guidance_scale}, prior_guidance_scale={args.guidance_scale})"
-    card = re.sub(r"pipe\(.*\)\.images", lambda _: f"{call}.images", card)
+    return re.sub(r"pipe\(.*\)\.images", lambda _: f"{call}.images", card)
+
+
+def ship_lora(args) -> str:
+    """Save the LoRA in half precision, with what it says of itself; its card, with a picture to try it on."""
+    with safe_open(os.path.join(args.lora, LORA_WEIGHT_NAME_SAFE), framework="pt") as file:
+        metadata = file.metadata()
+        weights = {key: file.get_tensor(key).half() for key in file.keys()}  # noqa: SIM118
+    os.makedirs(args.output, exist_ok=True)
+    save_file(weights, os.path.join(args.output, LORA_WEIGHT_NAME_SAFE), metadata)
+    card = read_card(args.lora)
+    base = re.search(r'from_pretrained\("(.+)"\)', card)[1]
+    card = card.replace(f'from_pretrained("{base}")', f'from_pretrained("checkpoints/{base}")  # from a clone')
+    name = os.path.basename(args.output.rstrip("/"))
+    card = re.sub(r'load_lora_weights\(".+"\)', f'load_lora_weights("checkpoints/{name}")  # from a clone', card)
+    sketch = (
+        'image = Image.new("RGB", (8, 8), "skyblue")  # a sketch in colours; or open a thumbnail, or a blurred photo\n'
+    )
+    sketch += 'image.paste("darkgreen", (0, 5, 8, 8))\nimage.paste("saddlebrown", (2, 3, 6, 6))\n'
+    card = re.sub(
+        r"images = pipe\(.*\)\.images", f'{sketch}images = pipe(image, "horse", num_images_per_prompt=2).images', card
+    )
+    return card.replace("```py\n", "```py\nfrom PIL import Image\n", 1)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pipeline")
+    what.add_argument("--lora", help="of `train_lowfreq.py --rank --degraded_share`, for a pipeline in checkpoints/")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--noise_ratio", type=float, help="the default of the shipped scheduler")
+    parser.add_argument("--guidance_scale", type=float, default=4.0, help="in the example of the card, both networks")
+    args = parser.parse_args()
+
+    card = ship_lora(args) if args.lora is not None else ship_pipeline(args)
     head, tables = card.split("\n## Data\n")
-    with open(os.path.join(CARDS, f"{name}.md"), encoding="utf-8") as file:
+    with open(os.path.join(CARDS, f"{os.path.basename(args.output.rstrip('/'))}.md"), encoding="utf-8") as file:
         text = file.read()
     with open(os.path.join(args.output, "README.md"), "w", encoding="utf-8") as file:
         file.write(f"{head}\n{text}\n## Data\n{tables}")

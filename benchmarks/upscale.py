@@ -133,20 +133,24 @@ def draw(upscaler: Upscaler, reference: Reference, args, degradation: str = "thu
     to_pil = lambda x: upscaler.pipe.image_processor.numpy_to_pil(x.cpu().permute(0, 2, 3, 1).numpy())  # noqa: E731
     columns = {"image": to_pil(images), degradation: to_pil(inputs["degraded"])}
     made = {}
+
+    def add(title, method, kind, strength, *key):
+        generators = [keyed_generator(args.seed, *key, i) for i in range(rows)]
+        options = {"strength": strength, "num_inference_steps": args.steps[-1], "output_prior_images": True}
+        output = upscaler(method, inputs[kind], labels, generators, **options)
+        columns.setdefault(f"coarse, {kind}", to_pil(output.prior_images))
+        made[title] = to_pil(output.images)
+
     for method in ("flow", "LoRA"):
-        for kind, pictures in inputs.items():
-            generators = [keyed_generator(args.seed, i) for i in range(rows)]
-            options = {"strength": args.strength[-1], "num_inference_steps": args.steps[-1]}
-            output = upscaler(method, pictures, labels, generators, output_prior_images=True, **options)
-            columns.setdefault(f"coarse, {kind}", to_pil(output.prior_images))
-            made[f"{method}, {kind}"] = to_pil(output.images)
+        for kind in inputs:
+            add(f"{method}, {kind}", method, kind, args.strength[0])
+    for k in (2, 3):
+        add(f"variation {k}", "LoRA", "degraded", args.strength[0], "variation", k)
+    for strength in args.strength[1:]:
+        add(f"α = {strength:g}", "LoRA", "degraded", strength)
     columns |= made
-    for k in range(1, 3):
-        generators = [keyed_generator(args.seed, "variation", k, i) for i in range(rows)]
-        output = upscaler("LoRA", inputs["degraded"], labels, generators, **options)
-        columns[f"variation {k + 1}"] = to_pil(output.images)
     names = {number: name for name, number in upscaler.pipe.labels.items()}
-    return picture(columns, [names[label] for label in labels.tolist()], cell=104)
+    return picture(columns, [names[label] for label in labels.tolist()], cell=112)
 
 
 def main(argv=None):

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from diffusers import DiffusionPipeline
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import cast_training_params
 from diffusers.utils import check_min_version, make_image_grid
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, generate_from_coarse
@@ -247,9 +248,15 @@ def train(pipe, scheduler, convention, cache, conditions, args):
         project_config=ProjectConfiguration(args.output_dir, os.path.join(args.output_dir, "logs")),
     )
     device = accelerator.device
-    model = pipe.transformer.to(device, torch.float32).train()
-    if not args.full:
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    model = pipe.transformer.train().to(device)
+    if args.full:
+        model.requires_grad_(True)
+    else:
+        if half is not None:
+            model.to(half)  # the frozen weights
         add_lora(model, args)
+    cast_training_params(model, torch.float32)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -470,7 +477,7 @@ def main(args):
             "Training": run,
             "Environment": {"machine": machine_kind(), "torch": torch.__version__, "seed": args.seed},
         }
-        save_lora_card(args.output_dir, repo_id, base_model, args.full, facts)
+        save_lora_card(args.output_dir, repo_id, base_model, not takes_labels(pipe), args.full, facts)
         if args.push_to_hub:
             ignored = ["*checkpoint-*", "cache/*", "logs/*", ".*"]
             upload_folder(repo_id=repo_id, folder_path=args.output_dir, ignore_patterns=ignored, token=args.hub_token)

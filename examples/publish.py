@@ -4,22 +4,24 @@
 
     python examples/publish.py --namespace my-organisation
 
-Pipelines become `NAMESPACE/NAME`, graders `NAMESPACE/grader-NAME`. What a card says of a clone of this repository is changed to
+Pipelines and LoRAs become `NAMESPACE/NAME`, graders `NAMESPACE/grader-NAME`. What a card says of a clone of this repository is changed to
 the name on the Hub. Files that are there already are not uploaded again.
 """
 
 import argparse
 import os
+import re
 import shutil
 import tempfile
 
 from huggingface_hub import create_repo, upload_folder
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers_lowfreq import HUB_ID
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LINE = 'from_pretrained("checkpoints/{}")  # from a clone'
+LINE = re.compile(r'\("checkpoints/([\w.-]+)"\)  # from a clone')
 
 
 def find_checkpoints(folder: str) -> dict[str, str]:
@@ -28,13 +30,13 @@ def find_checkpoints(folder: str) -> dict[str, str]:
     for path, folders, files in os.walk(folder):
         folders.sort()
         name = os.path.basename(path)
-        if "model_index.json" in files:
+        if "model_index.json" in files or LORA_WEIGHT_NAME_SAFE in files:
             found[name] = path
             folders.clear()  # its components belong to it
         elif "config.json" in files:
             found[f"grader-{name}"] = path
     if not found:
-        raise ValueError(f"`checkpoints_dir` must hold pipelines or models, {folder!r} holds none.")
+        raise ValueError(f"`checkpoints_dir` must hold pipelines, LoRAs or models, {folder!r} holds none.")
     return found
 
 
@@ -55,7 +57,7 @@ def main(argv=None):
                 with open(card, encoding="utf-8") as file:
                     text = file.read()
                 with open(card, "w", encoding="utf-8") as file:
-                    file.write(text.replace(LINE.format(name), f'from_pretrained("{repo_id}")'))
+                    file.write(LINE.sub(rf'("{os.path.dirname(repo_id)}/\1")', text))
             upload_folder(repo_id=repo_id, folder_path=copy, token=args.hub_token)
         print(f"{folder} -> {repo_id}")
 

@@ -55,6 +55,7 @@ from diffusers_lowfreq.model_card import save_model_card
 from diffusers_lowfreq.models import SIZES
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow, check_derivative
 from diffusers_lowfreq.projections import PROJECTIONS, fit_projection_basis
+from diffusers_lowfreq.stock import describe_adapter
 from diffusers_lowfreq.text_encoding import fingerprint, load_text_encoder
 from diffusers_lowfreq.training import (
     CaptionCache,
@@ -561,7 +562,7 @@ def save_lora(pipeline, repo_id, facts, args):
     base_model = args.pretrained_model_name_or_path
     base_model = os.path.basename(base_model.rstrip("/")) if os.path.isdir(base_model) else base_model
     config = pipeline.transformer.peft_config["default"].to_dict()
-    config["auto_mapping"] = {"base_model": base_model} | pipeline.scheduler.source
+    config["auto_mapping"] = describe_adapter(pipeline, pipeline.scheduler, base_model)
     type(pipeline).save_lora_weights(
         args.output_dir,
         transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer),
@@ -822,8 +823,8 @@ def validate(part, step, pipeline, cache, captions, ema, args, accelerator, teac
 
     While the prior trains, the images are its coarse latents, upsampled and decoded. While the flow does, they are its
     own, from coarse latents of the prior model where there is one, else of the first images (degraded, where it is trained
-    on such); a source that is all noise needs none. With captions the images are spread over the set. The rows of a teacher
-    come first, with the guidance that is folded into the student.
+    on such); a source that is all noise needs none. With captions they are, as these images, spread over the set. The rows of a
+    teacher come first, with the guidance that is folded into the student.
     """
     if pipeline.transformer is None:
         return  # a prior alone shows nothing yet
@@ -963,16 +964,16 @@ def main(args):
             k: pipeline.scheduler.config[k] for k in ("projection", "factor", "noise_ratio", "noise_ratio_range")
         },
     }
+    if args.degraded_share is not None:
+        facts["Source"]["share of degraded coarse latents"] = args.degraded_share
+    if args.rank is not None:
+        facts["LoRA"] = {"rank": args.rank, "alpha": args.rank, "of": "the linear layers of the blocks of the flow"}
     if captions is not None:
         del facts["Data"]["classes"]
         facts["Data"] |= {
             "captions": f"{captions.empty:,} different ones, of {captions.mean_tokens} tokens on average",
             "text encoder": type(pipeline.text_encoder).__name__,
         }
-    if args.degraded_share is not None:
-        facts["Source"]["share of degraded coarse latents"] = args.degraded_share
-    if args.rank is not None:
-        facts["LoRA"] = {"rank": args.rank, "alpha": args.rank, "of": "the linear layers of the blocks of the flow"}
     if teacher is not None or args.objective == "mean_flow":
         facts["One-step training"] = {"objective": "distillation" if teacher is not None else args.objective}
         if teacher is not None:

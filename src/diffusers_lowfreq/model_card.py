@@ -93,16 +93,66 @@ def save_model_card(
     ]
     if "prior_latents=low" in arguments:
         parts.append("There is no prior model: `low` is yours.")
+    task = "unconditional-image-generation"
+    if pipeline.transformer.config.get("caption_channels") is not None:
+        task = "text-to-image"
+    return _write(folder, parts, facts, task)
+
+
+def save_lora_card(
+    folder: str, repo_id: str, base_model: str, is_prompted: bool, is_full: bool, facts: dict[str, dict[str, object]]
+) -> str:
+    """
+    Write `README.md` beside what `examples/finetune_lora.py` made of somebody else's flow model.
+
+    Args:
+        folder (`str`), repo_id (`str`), facts (`dict[str, dict[str, object]]`):
+            As in [`save_model_card`].
+        base_model (`str`):
+            The pipeline that was trained.
+        is_prompted (`bool`):
+            Whether its calls take a prompt, rather than class labels.
+        is_full (`bool`):
+            Whether all its weights were trained, instead of a LoRA.
+
+    Returns:
+        `str`: The path of the card.
+    """
+    load = f'pipe = DiffusionPipeline.from_pretrained("{base_model}")\n'
+    if is_full:
+        load = f'transformer = AutoModel.from_pretrained("{repo_id}", subfolder="transformer")\n'
+        load += f'pipe = DiffusionPipeline.from_pretrained("{base_model}", transformer=transformer)\n'
+        load += f'scheduler = LowFreqFlowMatchScheduler.from_pretrained("{repo_id}", subfolder="coarse_scheduler")\n'
+    else:
+        load += f'pipe.load_lora_weights("{repo_id}")\n'
+    diffusers = "AutoModel, DiffusionPipeline" if is_full else "DiffusionPipeline"
+    ours = "LowFreqFlowMatchScheduler, generate_from_coarse" if is_full else "generate_from_coarse"
+    call = "scheduler=scheduler, " if is_full else ""
+    call += 'prompt="...", ' if is_prompted else "class_labels=[0], "
+    what = "weights" if is_full else "LoRA"
+    parts = [
+        f"A {what} for `{base_model}`, to be started from a coarse image: install `diffusers-lowfreq`"
+        + ("." if is_full else " and `peft`."),
+        f"# {os.path.basename(repo_id.rstrip('/'))}",
+        "Fine-tuned on pairs of images and their own coarse versions, mixed with noise (*Optimal Transport Flow Matching by "
+        "Design*, arXiv 2606.04092), so that few steps lead from one to the other.",
+        f"```py\nfrom diffusers import {diffusers}\nfrom diffusers_lowfreq import {ours}\n\n{load}"
+        f"images = generate_from_coarse(pipe, {call}image=picture, num_inference_steps=4).images\n```",
+    ]
+    return _write(
+        folder, parts, facts, "text-to-image" if is_prompted else "unconditional-image-generation", base_model
+    )
+
+
+def _write(folder: str, parts: list[str], facts: dict, task: str, base_model: str | None = None) -> str:
+    parts = list(parts)
     for heading, rows in facts.items():
         lines = [f"## {heading}", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {value} |" for name, value in rows.items()]
         parts.append("\n".join(lines))
     path = os.path.join(folder, "README.md")
-    data = ModelCardData(license="apache-2.0", library_name="diffusers", inference=False)
+    data = ModelCardData(license="apache-2.0", library_name="diffusers", inference=False, base_model=base_model)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
-    task = "unconditional-image-generation"
-    if pipeline.transformer.config.get("caption_channels") is not None:
-        task = "text-to-image"
     card = populate_model_card(card, tags=["diffusers-lowfreq", "flow-matching", task])
     card.save(path)
     return path

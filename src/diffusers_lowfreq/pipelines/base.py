@@ -28,6 +28,7 @@ from ..autoencoding import decode_latents
 from ..evaluation.flops import count_flops
 from ..model_card import save_model_card
 from ..schedulers import LowFreqFlowMatchScheduler
+from ..stock.lora import refuse_other_weights
 from ..versioned_config import VersionedConfigMixin
 from .pipeline_output import LowFreqPipelineOutput
 
@@ -136,16 +137,18 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         Load a LoRA of the flow as diffusers' pipelines do, from safetensors files only.
 
         Raises:
-            ValueError: If it says that it was trained for another source than that of the `scheduler`.
+            ValueError: If it says that it was trained for another source, or on other weights, than those of this pipeline.
         """
         kwargs = {"use_safetensors": True} | kwargs | {"return_lora_metadata": True}
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
-        trained_for = (metadata or {}).get("transformer.auto_mapping") or {}
-        for name, own in self.scheduler.source.items():
-            if name in trained_for and trained_for[name] != json.loads(json.dumps(own)):
+        facts = (metadata or {}).get("transformer.auto_mapping") or {}
+        refuse_other_weights("pretrained_model_name_or_path_or_dict", self.transformer, facts)
+        is_gaussian = self.scheduler.config.noise_ratio == 1  # then the LoRA is for `generate_from_coarse`
+        for name, own in ({} if is_gaussian else self.scheduler.source).items():
+            if name in facts and facts[name] != json.loads(json.dumps(own)):
                 raise ValueError(
                     "`pretrained_model_name_or_path_or_dict` must be a LoRA for the source of this pipeline, with "
-                    f"{name} {own!r}; it was trained with {trained_for[name]!r}."
+                    f"{name} {own!r}; it was trained with {facts[name]!r}."
                 )
         options = {"adapter_name": adapter_name, "hotswap": hotswap, "metadata": metadata, "_pipeline": self}
         self.load_lora_into_transformer(state_dict, self.transformer, **options)

@@ -120,8 +120,8 @@ class LowFreqUpscalePipeline(ClassLabelsMixin, LowFreqBasePipeline):
         for picture in image:
             picture = self._to_tensor(picture)
             h, w = picture.shape[1:]
-            # A thumbnail has the aspect up to rounding: its sides are those of the picture, scaled and rounded
-            if resize_mode is None and 2 * abs(h * width - w * height) >= height + width:
+            # The same aspect, up to rounding: the sides of one are those of the other, scaled and rounded
+            if resize_mode is None and 2 * abs(h * width - w * height) >= max(height + width, h + w):
                 raise ValueError(
                     f"`image` must have the aspect of `height` and `width`, {height}x{width}, got {h}x{w}. `resize_mode` "
                     "'crop' cuts off what is too much, 'fill' repeats the border, 'default' squeezes."

@@ -66,17 +66,24 @@ def adapter_source(pipe: DiffusionPipeline) -> LowFreqFlowMatchScheduler | None:
         facts = getattr(transformer.peft_config.get(name), "auto_mapping", None) or {}
         if "factor" not in facts or "noise_ratio" not in facts:
             continue
-        own = type(transformer).__name__
-        ours, theirs = weights_fingerprint(transformer), facts.get("base_model_weights")
-        if facts.get("base_model_class", own) != own or (theirs is not None and not _agree(ours, theirs)):
-            raise ValueError(
-                f"`pipe` must be {facts.get('base_model')!r}, of which its LoRA {name!r} was trained, or a copy; these are other "
-                f"weights of a {own}."
-            )
+        refuse_other_weights("pipe", transformer, facts)
         found[name] = {k: facts.get(k) for k in SOURCE}
     if len({json.dumps(source, sort_keys=True) for source in found.values()}) > 1:
         raise ValueError(f"`pipe` must not use LoRAs of different sources together, got {found}.")
     return LowFreqFlowMatchScheduler(**next(iter(found.values()))) if found else None
+
+
+def refuse_other_weights(argument: str, transformer: torch.nn.Module, facts: dict):
+    """Raise a `ValueError` that names `argument` if what a LoRA says of itself is of other weights than these."""
+    own, base = type(transformer).__name__, facts.get("base_model")
+    theirs = facts.get("base_model_weights")
+    if facts.get("base_model_class", own) != own or (
+        theirs is not None and not _agree(weights_fingerprint(transformer), theirs)
+    ):
+        raise ValueError(
+            f"`{argument}`: the LoRA was trained on {base!r} and must be used with that or a copy of it; these are other weights "
+            f"of a {own}."
+        )
 
 
 def _agree(one: list[float], other: list[float]) -> bool:

@@ -90,7 +90,7 @@ class DegradedPairs(torch.utils.data.Dataset):
     def __init__(self, cache: LatentCache, degraded: LatentCache):
         if not torch.equal(cache.positions, degraded.positions):
             raise ValueError("`degraded` must hold the same images as `cache`, others of it could be read.")
-        self.cache, self.degraded = cache, degraded
+        self.cache, self.degraded, self.positions = cache, degraded, cache.positions
 
     def __len__(self) -> int:
         return len(self.cache)
