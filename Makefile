@@ -68,6 +68,10 @@ bench-ablations: bench-noise-ratio bench-projection
 
 bench-gap: bench-prior bench-truncation
 
+bench-strangers: $(STAMP)
+	$(RUN) benchmarks/strangers.py --tier $(TIER) --train_data $(TRAIN_DATA) --test_data $(TEST_DATA)
+	$(RUN) benchmarks/report.py --results benchmarks/results/strangers-$(TIER).json docs/evidence.md
+
 COUPLING = $(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling
 bench-coupling: $(STAMP)
 	$(COUPLING)-pixels.json --num_pairs 1000

@@ -10,7 +10,7 @@ import pytest
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from scripts import CLASSES, EXAMPLES, make_folder, make_pixels, make_vae, run_process, workplace
-from tiny import make_pipeline, make_transformer
+from tiny import make_pipeline, make_text_pipeline, make_transformer
 
 from diffusers_lowfreq import LowFreqPipeline
 
@@ -59,6 +59,38 @@ def test_a_pipeline_that_is_pushed_loads_by_name_without_remote_code(workplace, 
 
     run_process("-c", GENERATE, "org/name", cwd=workplace, HF_HOME=str(workplace / "fresh"), **hub.environment)
     np.testing.assert_array_equal(np.load("images.npy"), generate_here("out"))
+
+
+TEXT = """
+import sys, torch
+from diffusers_lowfreq import LowFreqTextToImagePipeline
+from diffusers_lowfreq.text_encoding import encode_text, load_text_encoder
+
+if sys.argv[1] == "push":
+    LowFreqTextToImagePipeline.from_pretrained("pipe").push_to_hub("org/text", token=sys.argv[2])
+else:  # the encoder alone, as the training script loads it
+    parts = load_text_encoder("org/text", "text_encoder", "tokenizer")
+    torch.save(encode_text(*parts, ["a red cat"])[0], "embedding.pt")
+"""
+
+
+def test_a_pipeline_of_text_is_pushed_with_its_encoder_and_loads_by_name(workplace, hub):
+    import torch
+
+    pipe = make_text_pipeline(vae="kl")
+    pipe.save_pretrained("pipe")
+    run_process("-c", TEXT, "push", TOKEN, cwd=workplace, **hub.environment)
+    files = hub.repos["models", "org/text"]
+    assert {"text_encoder/model.safetensors", "tokenizer/tokenizer.json"} <= set(files)
+    assert 'pipe("a photo of a cat"' in files["README.md"].decode() and not [f for f in files if f.endswith(".py")]
+    fresh = {"HF_HOME": str(workplace / "fresh"), **hub.environment}
+    run_process("-c", GENERATE, "org/text", cwd=workplace, **fresh)
+    kwargs = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np"}
+    expected = pipe(["red", "blue"], generator=[torch.Generator().manual_seed(i) for i in range(2)], **kwargs).images
+    np.testing.assert_allclose(np.load("images.npy"), expected, atol=1e-6)
+    run_process("-c", TEXT, "load", cwd=workplace, **fresh)
+    embedding = pipe.encode_prompt("a red cat", do_classifier_free_guidance=False)[0]
+    torch.testing.assert_close(torch.load("embedding.pt"), embedding)
 
 
 PUSH = """
