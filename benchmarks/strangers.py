@@ -57,10 +57,12 @@ def train_lora(stranger: str, options: dict, folder: str) -> str:
 def sdedit(pipe, scheduler, low, strength: float, steps: int, generators):
     """From the upsampled coarse image, as image-to-image pipelines go: so many steps of the stock grid as `strength` leaves."""
     stock = FlowMatchEulerDiscreteScheduler()
-    # The longest grid of which `get_timesteps` of those pipelines leaves as many steps
-    totals = [n for n in range(steps, 10 * steps + 10) if n - int(n - min(n * strength, n)) == steps]
-    stock.set_timesteps(max(totals))
-    levels = stock.sigmas[max(totals) - steps : -1]
+    found = []
+    for total in range(steps, 10 * steps + 10):
+        if total - int(total - min(total * strength, total)) == steps:  # as `get_timesteps` of those pipelines
+            stock.set_timesteps(total)
+            found.append(stock.sigmas[total - steps : -1])
+    levels = min(found, key=lambda levels: abs(levels[0] - strength))  # of the grids that leave so many, the nearest
     noise = torch.cat([torch.randn(1, *pipe._latent_shape, generator=g) for g in generators])
     guide = scheduler.projection.upsample(low)
     start = (1 - levels[0]) * guide + levels[0] * noise
