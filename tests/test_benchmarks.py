@@ -50,7 +50,11 @@ from graders import Grader  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
 
-DOCUMENTS = ["README.md", "checkpoints/cifar10-32-upscale/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = [
+    "README.md",
+    "checkpoints/cifar10-32-upscale/README.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+]
 
 
 @pytest.fixture
