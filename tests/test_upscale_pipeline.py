@@ -365,6 +365,7 @@ def test_the_card_says_how_to_use_it(tmp_path):
     text = open(save_model_card(tmp_path, "you/upscaler", pipe)).read()
     assert 'DiffusionPipeline.from_pretrained("you/upscaler")' in text and "pipe(image, num_inference_steps=4)" in text
     text = open(save_model_card(tmp_path, "you/lora", pipe, base_model="you/base")).read()
+    assert "- image-to-image\n" in text and "base_model: you/base\n" in text
     assert re.search(
         r'LowFreqUpscalePipeline.from_pretrained\("you/base"\)\npipe.load_lora_weights\("you/lora"\)', text
     )

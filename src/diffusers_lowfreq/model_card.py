@@ -96,7 +96,9 @@ def save_model_card(
     task = "unconditional-image-generation"
     if pipeline.transformer.config.get("caption_channels") is not None:
         task = "text-to-image"
-    return _write(folder, parts, facts, task)
+    elif takes_image(pipeline):
+        task = "image-to-image"
+    return _write(folder, parts, facts, task, base_model)
 
 
 def save_lora_card(
