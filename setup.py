@@ -29,6 +29,7 @@ setup(
         "torch>=2.6",
     ],
     extras_require={
+        "text": ["transformers"],
         "training": [*training, "transformers"],
         "evaluation": ["matplotlib", "scipy"],
         "test": ["pdoc", "peft>=0.17", "pytest", "ruff"],

@@ -7,8 +7,8 @@
 The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file. After the name
 may stand what to write, `budgets` (the best split of a budget between prior and flow), `gap` (generated against true coarse
 latents), `ratios` (one and two steps against many of the first run) or `curvature` instead of everything, `frechet_distance` instead of the kernel distance, and `by GRADER`, a second
-one of the file. Takes what `run_study.py`, `coupling.py`, `degraded_latents.py` and `upscale.py` write, and of `overhead.py` the
-times of the objectives.
+one of the file. Takes what `run_study.py`, `coupling.py`, `degraded_latents.py`, `upscale.py` and `text_to_image.py` write,
+and of `overhead.py` the times of the objectives.
 """
 
 import argparse
@@ -305,6 +305,55 @@ def objectives_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def text_table(result: dict) -> str:
+    """How often the grader names the class in the prompt, and the class of a negative prompt."""
+
+    def mean(values):
+        return f"{100 * sum(values) / len(values):.1f} % ({', '.join(f'{100 * v:.1f}' for v in values)})"
+
+    runs, settings = result["runs"], result["settings"]
+    flow, prior = runs[0]["flow"], runs[0]["prior"]
+    classes = len(runs[0]["negative"])
+    lines = [
+        f"**Does the text decide what is shown?** A flow of {flow['parameters']} and a prior model of {prior['parameters']} "
+        f"parameters on {settings['train']['resolution']}² images, trained {flow['steps']} and {prior['steps']} steps of "
+        f"{flow['global batch']} and {prior['global batch']} on captions made of the {classes} class names by {len(result['templates'])} "
+        f"templates; the text encoder is a frozen T5 encoder with random weights "
+        f"({settings['encoder']['num_layers']} layers of {settings['encoder']['d_model']}). "
+        f"{settings['steps']} steps of the flow, {settings['prior_steps']} of the prior model. *Named*: how often the "
+        f"grader, which is right on {result['accuracy']:.1%} of the real {result['split']} images of this size, names the class "
+        f"in the prompt (chance: {1 / classes:.0%}); *if another is asked for*: how often it names a class while the prompt holds "
+        "another; *verdict changed*: how often two prompts of different classes with the same noise give different verdicts. "
+        f"Means over seeds, each in brackets. Measured by `benchmarks/text_to_image.py` on {result['machine']}, torch "
+        f"{result['torch']}.",
+        "",
+        "| prompts | guidance | effective NFE | named | if another is asked for | verdict changed |",
+        "|" + "---|" * 6,
+    ]
+    for rows in zip(*(run["rows"] for run in runs)):
+        row = rows[0]
+        cells = [row["templates"], f"{row['guidance_scale']:g}", f"{row['effective_nfe']:.2f}"]
+        keys = ("class_named", "class_named_if_another_is_asked", "verdict_changed")
+        cells += [mean([r[key] for r in rows]) for key in keys]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"A prompt that names no class (the empty one), without and with a negative prompt that names one, at guidance "
+        f"{settings['negative_guidance_scale']:g}; {runs[0]['negative'][0]['images']} images of the same noise each.",
+        "",
+        "| class | named | named with it as negative prompt |",
+        "|" + "---|" * 3,
+    ]
+    of_all = []
+    for rows in zip(*(run["negative"] for run in runs)):
+        cells = [[r[key] for r in rows] for key in ("named", "named_with_negative_prompt")]
+        of_all.append(cells)
+        lines.append(f"| {rows[0]['class']} | {' | '.join(map(mean, cells))} |")
+    overall = [[sum(v) / len(v) for v in zip(*cells)] for cells in zip(*of_all)]
+    lines.append(f"| all | {' | '.join(map(mean, overall))} |")
+    return "\n".join(lines)
+
+
 def coupling_cells(result: dict) -> dict[tuple, dict[float, list[float]]]:
     """Gather the identity kept, in percent: `{(pairs, operator, factor): {noise ratio: [one for each seed]}}`."""
     cells = {}
@@ -389,7 +438,63 @@ def upscaling_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def strangers_table(result: dict) -> str:
+    """The distances of each way to sample somebody else's flow, where strengths were tried the best for each number of steps."""
+    steps, seeds = result["settings"]["evaluate"]["steps"], sorted({row["seed"] for row in result["rows"]})
+    (prior_steps,) = result["settings"]["evaluate"]["prior_steps"]
+    rows = {}
+    for row in result["rows"]:
+        key = (row["method"], row["coarse"], row["noise_ratio"], row["steps"])
+        rows.setdefault(key, []).append(row)
+
+    def cell(method, coarse, n, metric, scale, ratios):
+        """The best of `ratios` by the mean over seeds, and which it is where there is a choice."""
+        found = []
+        for ratio in ratios:
+            values = [scale * row[metric] for row in rows[method, coarse, ratio, n]]
+            found.append((sum(values) / len(values), (max(values) - min(values)) / 2, ratio))
+        mean, spread, ratio = min(found)
+        return f"{mean:.1f} ± {spread:.1f}" + (f" ({ratio:g})" if len(ratios) > 1 else "")
+
+    any_row = next(row for row in result["rows"] if row["coarse"] == "generated")
+    cost = any_row["effective_nfe"] - any_row["steps"]
+    lora, flow = result["lora"], result["training"][str(seeds[0])]["flow"]
+    text = (
+        f"**{result['question']}** Tier `{result['tier']}`, seeds {' and '.join(map(str, seeds))}: means ± half the range. A flow "
+        f"of {flow['parameters']} parameters from Gaussian noise ({flow['steps']} steps of {flow['global batch']} images) is the "
+        f"stranger. A LoRA of rank {lora['rank']} is trained on it for {lora['max_train_steps']} steps of "
+        f"{lora['train_batch_size']}, and so is the stranger itself in the row *trained longer*. Coarse latents are *generated* by a "
+        f"prior model in {prior_steps} steps, which cost {cost:.2f} effective NFE more than the columns say, or *true*, an oracle: "
+        f"those of other test images. In brackets the strength (the noise ratio of the start) that was best there, of "
+        f"{', '.join(f'{s:g}' for s in result['strengths'])}. {result['settings']['evaluate']['num_images']:,} images, features of "
+        f"`{result['extractor']}`; not an FID. Measured by `benchmarks/strangers.py` on {result['machine']}, torch "
+        f"{result['torch']}, diffusers {result['diffusers']}."
+    )
+    parts = [text]
+    for title, metric, scale in (
+        ("Kernel distance × 1000", "kernel_distance", 1000),
+        ("Fréchet distance", "frechet_distance", 1),
+    ):
+        lines = [
+            f"| {title} | coarse | " + " | ".join(f"NFE {n}" for n in steps) + " |",
+            "|---" * (len(steps) + 2) + "|",
+        ]
+        for method in dict.fromkeys(row["method"] for row in result["rows"]):
+            ratios = [row["noise_ratio"] for row in result["rows"] if row["method"] == method]
+            ratios = list(dict.fromkeys(ratios))
+            kinds = list(dict.fromkeys(row["coarse"] for row in result["rows"] if row["method"] == method))
+            for choice in [[r] for r in ratios] if method == "LoRA" else [ratios]:
+                name = f"LoRA (α = {choice[0]:g})" if method == "LoRA" else method
+                for kind in kinds:
+                    cells = [cell(method, kind, n, metric, scale, choice) for n in steps]
+                    lines.append(f"| {name} | {kind or '-'} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 TABLES = {
+    "lora_noise_ratios": strangers_table,
+    "templates": text_table,
     "objective_steps": objectives_table,
     "degradations": degraded_latents_table,
     "upscaling": upscaling_table,
@@ -418,11 +523,11 @@ def by_grader(result: dict, name: str) -> dict:
 
 def table(result: dict, view: str | None = None, metric: str = "kernel_distance", grader: str | None = None) -> str:
     """Make the Markdown of a results file; no figure in it comes from anywhere else."""
-    if "rows" in result:
-        return coupling_table(result)
     for kind, make in TABLES.items():
         if kind in result:
             return make(result)
+    if "rows" in result:
+        return coupling_table(result)
     return VIEWS[view](by_grader(result, grader) if grader else result, metric)
 
 

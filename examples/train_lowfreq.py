@@ -14,7 +14,7 @@ chooses one of them. With `--objective mean_flow`, or from a trained pipeline wi
 With `--caption_column` and a text encoder the models are told text instead of labels:
 
     accelerate launch examples/train_lowfreq.py --train_data_dir my_captioned_images --caption_column text \
-        --pretrained_text_encoder_name_or_path google/t5-v1_1-small --output_dir out/text-to-image
+        --pretrained_text_encoder_name_or_path google-t5/t5-small --output_dir out/text-to-image
 
 The loop is `train` below; everything that is drawn in it is keyed by seed, step and position in the
 global batch, so the same run on other numbers of processes, or after a resume, takes the same path. (The minibatch

@@ -20,7 +20,15 @@ from safetensors.torch import load_file
 from scripts import make_folder, make_pixels, make_vae, run_process, workplace
 from tiny import make_autoencoder, make_pipeline, make_prior, make_transformer, randn, randomize, seeded
 
-from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Img2ImgPipeline,
+    UNet2DModel,
+)
 from diffusers_lowfreq import (
     LowFreqFlowMatchScheduler,
     LowFreqPipeline,
@@ -42,6 +50,8 @@ import evaluate  # noqa: E402
 import report  # noqa: E402
 import run_study  # noqa: E402
 import ship  # noqa: E402
+import strangers  # noqa: E402
+import text_to_image  # noqa: E402
 import toy  # noqa: E402
 import trajectories  # noqa: E402
 import upscale  # noqa: E402
@@ -891,7 +901,12 @@ def test_run_study_distils_what_a_run_names(workplace, grader, call, monkeypatch
     assert priors == {"teacher": False, "pair": True, "prior": True, "plain": False}
 
 
-@pytest.mark.parametrize("study", sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.json")))
+# That of strangers.py has no runs of its own
+STUDIES = {path.stem: json.loads(path.read_text()) for path in (BENCHMARKS / "studies").glob("*.json")}
+STUDIES = sorted(name for name, study in STUDIES.items() if study["runs"])
+
+
+@pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("tier", list(json.loads((BENCHMARKS / "tiers.json").read_text())))
 def test_every_study_parses_in_every_tier_and_keeps_its_limits(study, tier):
     """Options of all runs are taken by the scripts; networks, runs and graders are of the size that the tier allows."""
@@ -932,7 +947,7 @@ def test_every_study_parses_in_every_tier_and_keeps_its_limits(study, tier):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.json")))
+@pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("tier", ["gpu", "gpu-latents"])
 def test_the_large_tiers_run_in_miniature(workplace, grader, call, monkeypatch, study, tier):
     """The studies as they are, with every option of the tier but those of size: networks, steps, batches, images."""
@@ -970,6 +985,58 @@ def test_the_large_tiers_run_in_miniature(workplace, grader, call, monkeypatch, 
     assert all(run["flow"]["mixed precision"] == "bf16" for run in result["runs"])
     assert all(("autoencoder_psnr_db" in run) == (tier == "gpu-latents") for run in result["runs"])
     assert len(report.table(result).splitlines()) > 4
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.45, 0.6, 0.75])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_the_baseline_of_strangers_is_image_to_image_of_diffusers(strength, steps):
+    """The very levels of the stock pipeline's own `get_timesteps`, with as many network calls."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    img2img = StableDiffusion3Img2ImgPipeline(None, scheduler, None, *[None] * 6)
+    pipe = make_pipeline(None, prior=None, scheduler=LowFreqFlowMatchScheduler(factor=2, noise_ratio=1.0))
+    levels = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: levels.append(float(args[1][0]) / 1000), with_kwargs=True
+    )
+    pipe("cat", num_inference_steps=1)
+    levels.clear()
+    strangers.sdedit(pipe, pipe.scheduler, torch.zeros(1, 4, 4, 4), strength, steps, [torch.Generator()])
+    assert len(levels) == steps
+    found = []
+    for total in range(1, 40):
+        scheduler.set_timesteps(total)
+        timesteps, number = img2img.get_timesteps(total, strength, "cpu")
+        found.append([round(float(t) / 1000, 5) for t in timesteps] if len(timesteps) == steps else None)
+    assert [round(level, 5) for level in levels] in found
+
+
+@pytest.mark.slow
+def test_strangers_trains_and_grades_once(workplace, grader, call, monkeypatch):
+    for module in (run_study, strangers):
+        monkeypatch.setattr(module, "ROOT", str(workplace))
+    study = json.loads((BENCHMARKS / "studies/strangers.json").read_text())
+    study["settings"] = {"flow": {"noise_ratio": 1.0}, "evaluate": {"steps": [1, 2], "prior_steps": [2]}}
+    study["strengths"] = [0.4, 0.6]
+    study["lora"] |= {"rank": 2, "max_train_steps": 2, "train_batch_size": 4, "lr_warmup_steps": 1}
+    write_study(workplace, study, "strangers")
+    options = {"tier": "cpu", "train_data": "images", "test_data": "images", "graders_dir": "."}
+    call(strangers, **options)
+    path = workplace / "benchmarks/results/strangers-cpu.json"
+    result, written = read(path), path.read_bytes()
+    # Two plain ones; two strengths of two methods and two LoRAs, each from generated and from true coarse images
+    assert len(result["rows"]) == 2 * (2 + 2 * (2 * 2 + 2))
+    assert {row["effective_nfe"] == row["steps"] for row in result["rows"] if row["coarse"] == "generated"} == {False}
+    assert {row["effective_nfe"] == row["steps"] for row in result["rows"] if row["coarse"] != "generated"} == {True}
+    distances = {
+        (r["method"], r["noise_ratio"], r["coarse"], r["steps"]): r["frechet_distance"] for r in result["rows"]
+    }
+    assert len(set(distances.values())) == len(distances)  # no way of sampling is another one by mistake
+    assert len(report.table(result).splitlines()) == 2 * (2 + 2 + 2 * 4) + 4
+    call(strangers, **options)
+    assert path.read_bytes() == written
+    write_study(workplace, study | {"strengths": [0.5]}, "strangers")
+    with pytest.raises(ValueError, match="another configuration.*nothing is overwritten"):
+        call(strangers, **options)
 
 
 @pytest.mark.slow
@@ -1041,3 +1108,89 @@ def test_coupling_script_keeps_the_identity_without_noise_and_what_is_done(workp
     assert Path("a/c.json").read_bytes() == written
     call(coupling, vae="tiny-pipeline", noise_ratio=0.5, operators="area", **options | {"output": "latents.json"})
     assert [row["factor"] for row in read("latents.json")["rows"]] == [2, 4]
+
+
+# -------------------------------------------------------------------------------------------------- text_to_image.py
+
+
+class Painter:
+    """In the place of a pipeline: it paints the number of the last class in the prompt, and else of one that is not to be seen."""
+
+    names = ["cat", "dog", "ship", "truck"]
+    effective_nfe = 3.0
+
+    def __call__(self, prompts, negative_prompt, generator, **inputs):
+        images = []
+        for prompt, g in zip(prompts, generator):
+            unwanted = [i for i, name in enumerate(self.names) if name in (negative_prompt or "")]
+            free = [i for i in range(4) if i not in unwanted]
+            named = [i for i, name in enumerate(self.names) if name in prompt]
+            choice = free[int(torch.randint(len(free), (), generator=g))]
+            images.append(torch.full((3, 2, 2), float(named[0] if named else choice)))
+        return argparse.Namespace(images=torch.stack(images))
+
+
+class Reader:
+    """In the place of a grader: it reads the number."""
+
+    def __init__(self):
+        self.classes = []
+
+    def __call__(self, images):
+        self.classes.append(images[:, 0, 0, 0].long())
+
+
+def test_text_benchmark_grades_a_painter_that_obeys_as_one(monkeypatch):
+    settings = {"images": 40, "negative_images": 400, "guidance_scales": [1.0, 2.0]}
+    monkeypatch.setattr(text_to_image, "SETTINGS", text_to_image.SETTINGS | settings)
+    result = text_to_image.grade(Painter(), Reader(), Painter.names, seed=0)
+    assert [(row["templates"], row["guidance_scale"]) for row in result["rows"]] == [
+        (kind, scale) for kind in ("as in training", "held out") for scale in (1.0, 2.0)
+    ]
+    for row in result["rows"]:
+        assert (row["class_named"], row["class_named_if_another_is_asked"], row["verdict_changed"]) == (1, 0, 1)
+    for row in result["negative"]:
+        assert 0.18 < row["named"] < 0.32 and row["named_with_negative_prompt"] == 0
+
+    class Deaf(Painter):
+        def __call__(self, prompts, negative_prompt, **inputs):
+            return super().__call__([""] * len(prompts), None, **inputs)
+
+    result = text_to_image.grade(Deaf(), Reader(), Painter.names, seed=0)
+    for row in result["rows"]:
+        assert row["verdict_changed"] == 0 and row["class_named"] == row["class_named_if_another_is_asked"] == 0.25
+    assert all(row["named"] == row["named_with_negative_prompt"] for row in result["negative"])
+
+
+@pytest.mark.slow
+def test_text_benchmark_trains_and_grades_once(workplace, grader, call, monkeypatch):
+    import datasets
+
+    pixels = [Image.fromarray(p) for p in make_pixels(24)]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["red_hot", "b", "c"])}
+    )
+    data = {"image": pixels, "label": [i % 3 for i in range(24)]}
+    datasets.Dataset.from_dict(data, features).to_parquet("data.parquet")
+    small = {"transformer_size": "1x2x8", "prior_size": "1x2x8", "max_train_steps": 2, "prior_max_train_steps": 2}
+    small |= {"train_batch_size": 4, "prior_train_batch_size": 4, "num_validation_images": 2}
+    settings = text_to_image.SETTINGS | {"images": 6, "negative_images": 4, "guidance_scales": [2.0], "seeds": [0, 1]}
+    settings["train"] = settings["train"] | small
+    monkeypatch.setattr(text_to_image, "SETTINGS", settings)
+    options = {"train_data": "data.parquet", "test_data": "data.parquet", "grader": grader, "output": "results.json"}
+    call(text_to_image, **options)
+    captions = datasets.load_dataset("parquet", data_files="out/text-to-image/captioned.parquet", split="train")
+    assert captions[3]["text"] == [template.format("red hot") for template in text_to_image.TEMPLATES]
+    result = json.loads(Path("results.json").read_text())
+    assert [run["seed"] for run in result["runs"]] == [0, 1] and len(result["runs"][0]["rows"]) == 2
+    files = {path: path.stat().st_mtime_ns for path in workplace.glob("out/text-to-image/*/*.safetensors")}
+    call(text_to_image, **options)
+    assert json.loads(Path("results.json").read_text()) == result
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+    table = report.table(result)
+    named = [run["rows"][0]["class_named"] for run in result["runs"]]
+    assert f"{100 * sum(named) / 2:.1f} % ({100 * named[0]:.1f}, {100 * named[1]:.1f})" in table
+    assert "red hot" in table and table.count("\n| ") == 2 + 2 + 3 + 1
+    monkeypatch.setitem(settings, "images", 9)
+    with pytest.raises(ValueError, match="`output` 'results.json' holds results of another `settings`"):
+        call(text_to_image, **options)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from scripts import load_script
+from tiny import make_text_pipeline
 
 import diffusers_lowfreq
 from diffusers_lowfreq import LowFreqTransformer2DModel
@@ -62,13 +63,15 @@ def test_python_of_guides_and_cards_runs_from_a_clone(tmp_path, file):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model").symlink_to(ROOT / "checkpoints" / "cifar10-32")  # what the training guide made before
     code = "\n".join(python_of(file))
+    if "out/text-to-image" in code:
+        make_text_pipeline(vae="kl").save_pretrained(tmp_path / "out" / "text-to-image")
     if "checkpoints/" in file:
         code += "\nassert [image.size for image in images] == [(32, 32), (32, 32)]"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("file", ["docs/one-step.md", "docs/training.md"])
+@pytest.mark.parametrize("file", ["docs/one-step.md", "docs/text-to-image.md", "docs/training.md"])
 def test_training_lines_of_guides_are_taken_by_the_script(file):
     script = load_script("train_lowfreq")
     text = (ROOT / file).read_text(encoding="utf-8").replace("\\\n", " ")
@@ -170,10 +173,19 @@ def test_model_table_is_what_the_code_counts():
 
 
 def public_callables():
-    from diffusers_lowfreq import autoencoding, couplings, evaluation, objectives, projections, training
+    from diffusers_lowfreq import autoencoding, couplings, evaluation, objectives, projections, text_encoding, training
 
     seen = {}
-    for module in (diffusers_lowfreq, autoencoding, couplings, evaluation, objectives, projections, training):
+    for module in (
+        diffusers_lowfreq,
+        autoencoding,
+        couplings,
+        evaluation,
+        objectives,
+        projections,
+        text_encoding,
+        training,
+    ):
         for name, thing in vars(module).items():
             if name.startswith("_") or not getattr(thing, "__module__", "").startswith("diffusers_lowfreq"):
                 continue
@@ -209,4 +221,4 @@ def test_the_reference_is_made_of_the_docstrings(tmp_path):
     assert run.returncode == 0 and "Warn" not in run.stderr, run.stderr
     page = (tmp_path / "diffusers_lowfreq.html").read_text()
     assert all(f'id="{name}"' in page for name in diffusers_lowfreq.__all__)
-    assert all((tmp_path / f"{module.replace('.', '/')}.html").is_file() for module in options[-8:])
+    assert all((tmp_path / f"{module.replace('.', '/')}.html").is_file() for module in options[-9:])

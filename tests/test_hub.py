@@ -10,7 +10,7 @@ import pytest
 from hub_server import TOKEN, HubServer
 from PIL import Image
 from scripts import CLASSES, EXAMPLES, make_folder, make_pixels, make_vae, run_process, workplace
-from tiny import make_pipeline, make_transformer
+from tiny import make_pipeline, make_text_pipeline, make_transformer
 
 from diffusers_lowfreq import LowFreqPipeline
 
@@ -59,6 +59,38 @@ def test_a_pipeline_that_is_pushed_loads_by_name_without_remote_code(workplace, 
 
     run_process("-c", GENERATE, "org/name", cwd=workplace, HF_HOME=str(workplace / "fresh"), **hub.environment)
     np.testing.assert_array_equal(np.load("images.npy"), generate_here("out"))
+
+
+TEXT = """
+import sys, torch
+from diffusers_lowfreq import LowFreqTextToImagePipeline
+from diffusers_lowfreq.text_encoding import encode_text, load_text_encoder
+
+if sys.argv[1] == "push":
+    LowFreqTextToImagePipeline.from_pretrained("pipe").push_to_hub("org/text", token=sys.argv[2])
+else:  # the encoder alone, as the training script loads it
+    parts = load_text_encoder("org/text", "text_encoder", "tokenizer")
+    torch.save(encode_text(*parts, ["a red cat"])[0], "embedding.pt")
+"""
+
+
+def test_a_pipeline_of_text_is_pushed_with_its_encoder_and_loads_by_name(workplace, hub):
+    import torch
+
+    pipe = make_text_pipeline(vae="kl")
+    pipe.save_pretrained("pipe")
+    run_process("-c", TEXT, "push", TOKEN, cwd=workplace, **hub.environment)
+    files = hub.repos["models", "org/text"]
+    assert {"text_encoder/model.safetensors", "tokenizer/tokenizer.json"} <= set(files)
+    assert 'pipe("a photo of a cat"' in files["README.md"].decode() and not [f for f in files if f.endswith(".py")]
+    fresh = {"HF_HOME": str(workplace / "fresh"), **hub.environment}
+    run_process("-c", GENERATE, "org/text", cwd=workplace, **fresh)
+    kwargs = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np"}
+    expected = pipe(["red", "blue"], generator=[torch.Generator().manual_seed(i) for i in range(2)], **kwargs).images
+    np.testing.assert_allclose(np.load("images.npy"), expected, atol=1e-6)
+    run_process("-c", TEXT, "load", cwd=workplace, **fresh)
+    embedding = pipe.encode_prompt("a red cat", do_classifier_free_guidance=False)[0]
+    torch.testing.assert_close(torch.load("embedding.pt"), embedding)
 
 
 PUSH = """
@@ -239,7 +271,18 @@ def test_a_teacher_comes_by_name(workplace, hub):
     assert "| teacher | org/teacher |" in (workplace / "student" / "README.md").read_text()
 
 
-def test_every_checkpoint_is_published_under_its_name(workplace, hub):
+DEPLOYED = """
+import sys
+
+sys.path.insert(0, "space")
+import pictures
+
+pipelines = pictures.load_pipelines()
+print(list(pipelines), [picture.image.size for picture in pictures.generate(pipelines["cifar10-32"], "cat", 2, 2.0, 0.5, 0)])
+"""
+
+
+def test_every_checkpoint_and_the_space_are_published_under_their_names(workplace, hub):
     pipe = make_pipeline(vae=None)
     pipe.save_pretrained("checkpoints/small")
     line = 'pipe = DiffusionPipeline.from_pretrained("checkpoints/small")  # from a clone'
@@ -255,6 +298,7 @@ def test_every_checkpoint_is_published_under_its_name(workplace, hub):
     assert "checkpoints/small -> org/small" in output and set(hub.repos) == {
         ("models", "org/small"),
         ("models", "org/grader-sharp"),
+        ("spaces", "org/coarse-to-fine"),
         ("models", "org/small-lora"),
     }
     card = hub.repos["models", "org/small-lora"]["README.md"].decode()
@@ -263,5 +307,19 @@ def test_every_checkpoint_is_published_under_its_name(workplace, hub):
     answers = load(workplace, hub, pipe=by_name("org/small"), grader=by_name("org/grader-sharp", kind="flow"))
     expected = pipe.transformer.proj_in.weight.double().sum().item()
     assert [answer[1] for answer in answers.values()] == pytest.approx([expected] * 2)
+    space, folder = hub.repos["spaces", "org/coarse-to-fine"], EXAMPLES / "space"
+    here = {path: content for path, content in files_of(folder).items() if "__pycache__" not in path}
+    assert set(space) == set(here) and hub.sdks == {"org/coarse-to-fine": "gradio"}
+    for path, content in here.items():  # its models are those that are published with it
+        assert space[path] == content.replace(b"diffusers-lowfreq/cifar10-32", b"org/cifar10-32"), path
+    assert b"- org/cifar10-32-one-step\n" in space["README.md"] and b'"org/cifar10-32"' in space["pictures.py"]
+    # Deployed, where there is no clone, it takes them from the Hub
+    for name in ("org/cifar10-32", "org/cifar10-32-one-step"):
+        hub.repos["models", name] = hub.repos["models", "org/small"]
+    for path, content in space.items():
+        (workplace / "space" / path).parent.mkdir(parents=True, exist_ok=True)
+        (workplace / "space" / path).write_bytes(content)
+    output = run_process("-c", DEPLOYED, cwd=workplace, HF_HOME=str(workplace / "fresh"), **hub.environment)
+    assert "['cifar10-32', 'cifar10-32-one-step'] [(8, 8), (8, 8)]" in output
     with pytest.raises(AssertionError, match="`checkpoints_dir` must hold"):
         run_process(EXAMPLES / "publish.py", "--checkpoints_dir", "hf", cwd=workplace, **hub.environment)

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HELPERS = ["tiny.py", "scripts.py", "hub_server.py"]
 TESTS = ["test_loading.py", "test_pipeline.py", "test_transformer.py", "test_guiders.py", "test_hub.py"]
+TESTS += ["test_text_to_image.py"]
 
 
 @pytest.mark.slow

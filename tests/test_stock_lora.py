@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from scripts import load_script, make_folder, run_two_processes, workplace
 from stock import FAMILIES, make_stock
-from tiny import make_pipeline, randn, seeded
+from tiny import make_pipeline, make_transformer, randn, seeded
 
 import diffusers
 from diffusers_lowfreq import (
@@ -118,10 +118,10 @@ def test_the_low_frequency_flow_is_the_stock_velocity_in_our_units():
 class Halves(diffusers.StableDiffusion3Pipeline):
     """Does something of its own with what the network predicts."""
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args, guidance_scale=7.0, **kwargs):
         step = self.scheduler.step
         self.scheduler.step = lambda v, *a, **k: step(0.5 * v, *a, **k)
-        return super().__call__(*args, **kwargs)
+        return super().__call__(*args, guidance_scale=guidance_scale, **kwargs)
 
 
 def test_what_cannot_be_trained_is_refused():
@@ -133,6 +133,15 @@ def test_what_cannot_be_trained_is_refused():
         read_convention(halves, 32, 32, **call_of("sd3"))
     with pytest.raises(ValueError, match="`pipe` must call its `transformer` once a step .* 6 times in 3"):
         read_convention(stock("lumina2"), 128, 128, guidance_scale=4.0, **call_of("lumina2"))
+    one_step = make_pipeline(
+        prior=None,
+        scheduler=LowFreqFlowMatchScheduler(factor=2, noise_ratio=1.0),
+        transformer=make_transformer(use_meanflow=True),
+    )
+    with pytest.raises(
+        ValueError, match="`pipe` must tell its `transformer` the same at all levels, the `timestep_r`"
+    ):
+        read_convention(one_step, 16, 16, **call_of("ours"))
     new = diffusers.SD3Transformer2DModel.from_config(stock("sd3").transformer.config)
     torch.nn.init.zeros_(new.proj_out.weight)
     torch.nn.init.zeros_(new.proj_out.bias)

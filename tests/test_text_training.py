@@ -200,6 +200,16 @@ def test_fine_tuning_starts_from_the_pipeline_and_keeps_its_text_encoder(workpla
     train(**on, output_dir="same")
     for name in ("prior", "transformer"):
         assert_same(f"same/{name}", f"out/{name}")
+    lora = on | {"train": "flow", "rank": 2, "learning_rate": 1e-2, "prior_learning_rate": None}
+    train(**lora, output_dir="lora")
+    pipe = LowFreqTextToImagePipeline.from_pretrained("out")
+    inputs = {"num_inference_steps": 1, "prior_num_inference_steps": 1, "output_type": "pt"}
+    before, after = [], []
+    for images in (before, after):
+        images.append(pipe("red", generator=torch.Generator().manual_seed(0), **inputs).images)
+        if images is before:
+            pipe.load_lora_weights("lora")
+    assert not torch.equal(before[0], after[0])
     files = [load_file(f"{folder}/text_encoder/model.safetensors") for folder in ("out", "same")]
     torch.testing.assert_close(files[1], files[0], rtol=0, atol=0)
 

@@ -134,6 +134,22 @@ def test_attention_to_text_is_the_softmax_of_normalised_queries_and_keys_over_th
         torch.testing.assert_close(actual, attn.to_out[0](mixed))
 
 
+def test_attention_to_text_stands_between_the_other_two_on_tokens_of_unit_scale_with_no_gate():
+    block = make_transformer(**TEXT).transformer_blocks[0]
+    tokens, text, modulation = 3 + 5 * randn(2, 12, 16), randn(2, 5, 16, seed=1), torch.zeros(2, 6, 16)
+    angles = randn(12, 4, seed=2)
+    rotary_emb = angles.cos()[:, None], angles.sin()[:, None]
+    with torch.no_grad():
+        block.scale_shift_table.zero_()  # closes the gates of the other two
+        actual = block(tokens, modulation, rotary_emb, text)
+        torch.testing.assert_close(actual, tokens + block.cross_attn(F.layer_norm(tokens, (16,), eps=1e-6), text))
+        after = []
+        block.norm_cross.register_forward_pre_hook(lambda _, args: after.append(args[0]))
+        block(tokens, modulation + 1, rotary_emb, text)
+        moved = 1 + 2 * F.layer_norm(tokens, (16,), eps=1e-6)
+        torch.testing.assert_close(after[0], tokens + block.attn(moved, rotary_emb))
+
+
 def test_text_starts_without_effect_and_then_matters_by_token_and_sample():
     fresh = make_transformer(**TEXT)
     for block in fresh.transformer_blocks:
