@@ -126,7 +126,7 @@ def grade(upscaler: Upscaler, reference: Reference, args) -> list[dict]:
 
 
 @torch.no_grad()
-def draw(upscaler: Upscaler, reference: Reference, args, degradation: str = "thumbnail-4", rows: int = 8):
+def draw(upscaler: Upscaler, reference: Reference, args, degradation: str = "thumbnail-4", rows: int = 6):
     """Before and after: the image and its degraded copy, their coarse latents, what flow and LoRA make of them."""
     images, labels = reference.batch(0, rows)
     inputs = {"true": images, "degraded": degraded(images, degradation)}

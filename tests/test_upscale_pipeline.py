@@ -202,7 +202,7 @@ def test_another_aspect_is_refused_or_treated_as_asked(pipe):
 def test_a_grey_model_takes_grey_pictures():
     pipe = make_upscaler(None, transformer=make_transformer(in_channels=1))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    expected = torch.from_numpy(np.asarray(image.convert("L"))).float() / 127.5 - 1
+    expected = torch.from_numpy(np.array(image.convert("L"))).float() / 127.5 - 1
     assert torch.equal(pipe.prepare_image(image, 8, 8)[0, 0], expected)
     with pytest.raises(ValueError, match=r"`image` .* of 1 channel, got \(3, 8, 8\)"):
         pipe(pictures(3, 8, 8))

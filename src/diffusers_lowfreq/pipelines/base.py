@@ -141,7 +141,9 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         Raises:
             ValueError: If it says that it was trained for another source, or on other weights, than those of this pipeline.
         """
-        named = {} if "weight_name" in kwargs else {"weight_name": LORA_WEIGHT_NAME_SAFE}  # else diffusers asks the Hub
+        named = (
+            {} if "weight_name" in kwargs else {"weight_name": LORA_WEIGHT_NAME_SAFE}
+        )  # else diffusers asks the Hub
         kwargs = {"use_safetensors": True} | named | kwargs | {"return_lora_metadata": True}
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         facts = (metadata or {}).get("transformer.auto_mapping") or {}
