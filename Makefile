@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+SPACE := .venv-space
+SPACE_STAMP := $(SPACE)/.installed
 STUDIES := few-steps noise-ratio projection guidance prior truncation one-step
 
-.PHONY: demo test test-all style docs bench bench-ablations bench-coupling bench-gap bench-pictures bench-upscale $(STUDIES:%=bench-%)
+.PHONY: demo test test-all test-space style docs bench bench-space bench-ablations bench-coupling bench-gap bench-pictures \
+	bench-strangers bench-upscale $(STUDIES:%=bench-%)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,6 +16,13 @@ $(STAMP): setup.py constraints.txt
 	# Its matchers check our baselines in the tests; the rest of what it asks for they do not import
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt torchcfm POT
 	touch $(STAMP)
+
+# gradio does not take the versions of constraints.txt
+$(SPACE_STAMP): setup.py examples/space/requirements.txt
+	$(PYTHON) -m venv $(SPACE)
+	$(SPACE)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		--requirement examples/space/requirements.txt playwright==1.65.2 pytest==9.2.0
+	touch $(SPACE_STAMP)
 
 demo: $(STAMP)
 	$(RUN) examples/demo.py --output out/demo.png
@@ -23,10 +33,14 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(RUN) -m pytest -q
 
+# In a real browser where there is a Chromium (Debian: apt-get install chromium); without one it says so and skips
+test-space: $(SPACE_STAMP)
+	$(SPACE)/bin/python -m pytest -q tests/test_space.py
+
 docs: $(STAMP)
 	$(RUN) -m pdoc --docformat google --output-directory out/docs diffusers_lowfreq diffusers_lowfreq.autoencoding \
 		diffusers_lowfreq.couplings diffusers_lowfreq.evaluation diffusers_lowfreq.models diffusers_lowfreq.modular \
-		diffusers_lowfreq.objectives diffusers_lowfreq.text_encoding diffusers_lowfreq.training
+		diffusers_lowfreq.objectives diffusers_lowfreq.stock diffusers_lowfreq.text_encoding diffusers_lowfreq.training
 
 style: $(STAMP)
 	$(RUN) -m ruff check .
@@ -35,6 +49,9 @@ style: $(STAMP)
 bench: $(STAMP)
 	$(RUN) benchmarks/overhead.py --output benchmarks/results/overhead.json
 	$(RUN) benchmarks/report.py --results benchmarks/results/overhead.json docs/one-step.md
+
+bench-space: $(SPACE_STAMP)
+	$(SPACE)/bin/python benchmarks/space.py --output benchmarks/results/space.json --screenshot docs/figures/space.png
 
 # The studies: CIFAR-10 as parquet files, or folders of images; TIER is a key of benchmarks/tiers.json. They go on where they stopped.
 TIER ?= cpu
@@ -50,6 +67,10 @@ $(STUDIES:%=bench-%): bench-%: $(STAMP)
 bench-ablations: bench-noise-ratio bench-projection
 
 bench-gap: bench-prior bench-truncation
+
+bench-strangers: $(STAMP)
+	$(RUN) benchmarks/strangers.py --tier $(TIER) --train_data $(TRAIN_DATA) --test_data $(TEST_DATA)
+	$(RUN) benchmarks/report.py --results benchmarks/results/strangers-$(TIER).json docs/evidence.md
 
 COUPLING = $(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling
 bench-coupling: $(STAMP)

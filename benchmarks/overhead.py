@@ -20,8 +20,20 @@ import time
 import torch
 from tqdm.auto import tqdm
 
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from diffusers.utils.torch_utils import randn_tensor
-from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
+from diffusers_lowfreq import (
+    LowFreqFlowMatchScheduler,
+    LowFreqPipeline,
+    LowFreqTransformer2DModel,
+    generate_from_coarse,
+)
 from diffusers_lowfreq.autoencoding import decode_latents
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow
 from diffusers_lowfreq.training import KeyedBatchSampler, LatentCache, load_images, machine_kind, uniform
@@ -157,6 +169,55 @@ def objective_steps(pipe, pairs, batch_size):
     return {name: ratio(lambda: step(o), lambda: step(bare), pairs, name) for name, o in objectives.items()}
 
 
+@torch.no_grad()
+def stock_starts(pairs):
+    """`generate_from_coarse` on stock pipelines over their bare call with as many network calls, both in latents."""
+    sd3 = SD3Transformer2DModel(
+        sample_size=32,
+        num_layers=6,
+        num_attention_heads=8,
+        joint_attention_dim=512,
+        caption_projection_dim=512,
+        pooled_projection_dim=512,
+    )
+    sana = SanaTransformer2DModel(
+        sample_size=32,
+        num_layers=6,
+        num_attention_heads=16,
+        num_cross_attention_heads=8,
+        cross_attention_head_dim=64,
+        cross_attention_dim=512,
+        caption_channels=512,
+    )
+    no_encoders = {f"{part}{n}": None for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
+    euler, text = FlowMatchEulerDiscreteScheduler(shift=3.0), torch.randn(1, 64, 512)
+    pipes = {
+        "StableDiffusion3Pipeline": StableDiffusion3Pipeline(
+            transformer=sd3, scheduler=euler, vae=None, **no_encoders
+        ),
+        "SanaPipeline": SanaPipeline(transformer=sana, scheduler=euler, vae=None, text_encoder=None, tokenizer=None),
+    }
+    told = {
+        "StableDiffusion3Pipeline": {"pooled_prompt_embeds": torch.randn(1, 512)},
+        "SanaPipeline": {"prompt_attention_mask": torch.ones(1, 64), "use_resolution_binning": False},
+    }
+    source, figures = LowFreqFlowMatchScheduler(factor=4, noise_ratio=0.6), {}
+    for name, pipe in pipes.items():
+        pipe.set_progress_bar_config(disable=True)
+        channels = pipe.transformer.config.in_channels
+        call = {
+            "prompt_embeds": text,
+            "guidance_scale": 1.0,
+            "num_inference_steps": 4,
+            "output_type": "latent",
+        } | told[name]
+        call |= {"height": 32 * pipe.vae_scale_factor, "width": 32 * pipe.vae_scale_factor}
+        low, noise = torch.randn(1, channels, 8, 8), torch.randn(1, channels, 32, 32)
+        ours = lambda: generate_from_coarse(pipe, source, prior_latents=low, **call)  # noqa: E731
+        figures[name] = ratio(ours, lambda: pipe(latents=noise, **call), pairs, name)
+    return figures
+
+
 def loader_wait(pipe, batch_size, steps):
     """The share of the training time that is spent waiting for the loader of cached latents."""
     import numpy as np
@@ -210,6 +271,7 @@ def main():
     result["pipeline_call"], result["peak_memory"] = pipeline_call(pipe, args.pairs)
     result["training_step"] = training_step(pipe, args.pairs, args.batch_size)
     result["objective_steps"] = objective_steps(pipe, args.pairs, args.batch_size)
+    result["stock_starts"] = stock_starts(args.pairs)
     result["loader_wait"] = loader_wait(pipe, args.batch_size, args.pairs)
     result["import"] = import_cost(max(5, args.pairs // 3))
     os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)

@@ -438,7 +438,62 @@ def upscaling_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def strangers_table(result: dict) -> str:
+    """The distances of each way to sample somebody else's flow, where strengths were tried the best for each number of steps."""
+    steps, seeds = result["settings"]["evaluate"]["steps"], sorted({row["seed"] for row in result["rows"]})
+    (prior_steps,) = result["settings"]["evaluate"]["prior_steps"]
+    rows = {}
+    for row in result["rows"]:
+        key = (row["method"], row["coarse"], row["noise_ratio"], row["steps"])
+        rows.setdefault(key, []).append(row)
+
+    def cell(method, coarse, n, metric, scale, ratios):
+        """The best of `ratios` by the mean over seeds, and which it is where there is a choice."""
+        found = []
+        for ratio in ratios:
+            values = [scale * row[metric] for row in rows[method, coarse, ratio, n]]
+            found.append((sum(values) / len(values), (max(values) - min(values)) / 2, ratio))
+        mean, spread, ratio = min(found)
+        return f"{mean:.1f} ± {spread:.1f}" + (f" ({ratio:g})" if len(ratios) > 1 else "")
+
+    any_row = next(row for row in result["rows"] if row["coarse"] == "generated")
+    cost = any_row["effective_nfe"] - any_row["steps"]
+    lora, flow = result["lora"], result["training"][str(seeds[0])]["flow"]
+    text = (
+        f"**{result['question']}** Tier `{result['tier']}`, seeds {' and '.join(map(str, seeds))}: means ± half the range. A flow "
+        f"of {flow['parameters']} parameters from Gaussian noise ({flow['steps']} steps of {flow['global batch']} images) is the "
+        f"stranger. A LoRA of rank {lora['rank']} is trained on it for {lora['max_train_steps']} steps of "
+        f"{lora['train_batch_size']}, and so is the stranger itself in the row *trained longer*. Coarse latents are *generated* by a "
+        f"prior model in {prior_steps} steps, which cost {cost:.2f} effective NFE more than the columns say, or *true*, an oracle: "
+        f"those of other test images. In brackets the strength (the noise ratio of the start) that was best there, of "
+        f"{', '.join(f'{s:g}' for s in result['strengths'])}. {result['settings']['evaluate']['num_images']:,} images, features of "
+        f"`{result['extractor']}`; not an FID. Measured by `benchmarks/strangers.py` on {result['machine']}, torch "
+        f"{result['torch']}, diffusers {result['diffusers']}."
+    )
+    parts = [text]
+    for title, metric, scale in (
+        ("Kernel distance × 1000", "kernel_distance", 1000),
+        ("Fréchet distance", "frechet_distance", 1),
+    ):
+        lines = [
+            f"| {title} | coarse | " + " | ".join(f"NFE {n}" for n in steps) + " |",
+            "|---" * (len(steps) + 2) + "|",
+        ]
+        for method in dict.fromkeys(row["method"] for row in result["rows"]):
+            ratios = [row["noise_ratio"] for row in result["rows"] if row["method"] == method]
+            ratios = list(dict.fromkeys(ratios))
+            kinds = list(dict.fromkeys(row["coarse"] for row in result["rows"] if row["method"] == method))
+            for choice in [[r] for r in ratios] if method == "LoRA" else [ratios]:
+                name = f"LoRA (α = {choice[0]:g})" if method == "LoRA" else method
+                for kind in kinds:
+                    cells = [cell(method, kind, n, metric, scale, choice) for n in steps]
+                    lines.append(f"| {name} | {kind or '-'} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 TABLES = {
+    "lora_noise_ratios": strangers_table,
     "templates": text_table,
     "objective_steps": objectives_table,
     "degradations": degraded_latents_table,
@@ -468,11 +523,11 @@ def by_grader(result: dict, name: str) -> dict:
 
 def table(result: dict, view: str | None = None, metric: str = "kernel_distance", grader: str | None = None) -> str:
     """Make the Markdown of a results file; no figure in it comes from anywhere else."""
-    if "rows" in result:
-        return coupling_table(result)
     for kind, make in TABLES.items():
         if kind in result:
             return make(result)
+    if "rows" in result:
+        return coupling_table(result)
     return VIEWS[view](by_grader(result, grader) if grader else result, metric)
 
 

@@ -7,7 +7,7 @@
 The flow and the prior model of coarse latents are trained by `examples/train_lowfreq.py`, the LoRAs by `examples/finetune_lora.py`, once
 each; run the command once more after an interruption. Compared at equal numbers of network calls:
 
-- *plain*: from Gaussian noise, on the grid `linspace(1, 1 / N, N)`;
+- *plain*: from Gaussian noise, on the grid `linspace(1, 1 / N, N)`, as it is and trained on for as long as a LoRA;
 - *SDEdit as in img2img*: from the upsampled coarse image with noise, as diffusers' image-to-image pipelines do, on the part of
   the stock scheduler's grid that a strength leaves, each strength of the study;
 - *training-free start*: `generate_from_coarse` at each of these strengths (which is SDEdit on an even grid);
@@ -19,7 +19,6 @@ Settings are in `benchmarks/studies/strangers.json`; results go to `benchmarks/r
 import argparse
 import hashlib
 import json
-import math
 import os
 import sys
 
@@ -42,6 +41,7 @@ from diffusers_lowfreq.training import keyed_generator
 
 sys.path.insert(0, os.path.join(ROOT, "examples"))
 import finetune_lora  # noqa: E402
+import train_lowfreq  # noqa: E402
 
 
 def train_lora(stranger: str, options: dict, folder: str) -> str:
@@ -57,9 +57,12 @@ def train_lora(stranger: str, options: dict, folder: str) -> str:
 def sdedit(pipe, scheduler, low, strength: float, steps: int, generators):
     """From the upsampled coarse image, as image-to-image pipelines go: so many steps of the stock grid as `strength` leaves."""
     stock = FlowMatchEulerDiscreteScheduler()
-    total = math.ceil(steps / strength)
-    stock.set_timesteps(total)
-    levels = stock.sigmas[total - steps : -1]
+    found = []
+    for total in range(steps, 10 * steps + 10):
+        if total - int(total - min(total * strength, total)) == steps:  # as `get_timesteps` of those pipelines
+            stock.set_timesteps(total)
+            found.append(stock.sigmas[total - steps : -1])
+    levels = min(found, key=lambda levels: abs(levels[0] - strength))  # of the grids that leave so many, the nearest
     noise = torch.cat([torch.randn(1, *pipe._latent_shape, generator=g) for g in generators])
     guide = scheduler.projection.upsample(low)
     start = (1 - levels[0]) * guide + levels[0] * noise
@@ -87,7 +90,7 @@ def main():
     header |= (
         {k: study[k] for k in ("strengths", "lora", "lora_noise_ratios")} | reference.facts | environment(options)
     )
-    result = header | {"rows": []}
+    result = header | {"training": {}, "rows": []}
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
@@ -96,7 +99,7 @@ def main():
                 raise ValueError(
                     f"`output` {path!r} holds results of another configuration (`{key}`); nothing is overwritten."
                 )
-        result["rows"] = before["rows"]
+        result |= {k: before[k] for k in ("training", "rows")}
     folder = os.path.join(args.work_dir, f"models-{args.tier}")
     for seed in tier["seeds"]:
         if any(row["seed"] == seed for row in result["rows"]):
@@ -106,21 +109,29 @@ def main():
             "seed": seed,
             "cache_dir": cache_dir,
         }
-        flow_folder, _ = train("flow", common | run_options({}, tier, "flow"), folder)
-        prior_folder, _ = train("prior", common | run_options({}, tier, "prior"), folder)
+        flow_folder, flow_facts = train("flow", common | run_options({}, tier, "flow"), folder)
+        prior_folder, prior_facts = train("prior", common | run_options({}, tier, "prior"), folder)
+        decided = {*train_lowfreq.FROM_PIPELINE_ONLY, *train_lowfreq.NEW_PRIOR}
+        longer = {k: v for k, v in (common | run_options({}, tier, "flow")).items() if k not in decided}
+        longer |= {k: study["lora"][k] for k in ("max_train_steps", "train_batch_size", "lr_warmup_steps")}
+        longer["pretrained_model_name_or_path"] = flow_folder
+        longer_folder, longer_facts = train("flow", longer, folder)
+        result["training"][str(seed)] = {"flow": flow_facts, "prior": prior_facts, "flow, longer": longer_facts}
         loras = {}
         for noise_ratio in study["lora_noise_ratios"]:
             own = {"train_data_dir": args.train_data, "resolution": resolution, "factor": tier["train"]["factor"]}
             own |= study["lora"] | {"noise_ratio": noise_ratio, "seed": seed, "cache_dir": cache_dir}
             loras[noise_ratio] = train_lora(flow_folder, own, folder)
-        result["rows"] += grade_seed(flow_folder, prior_folder, loras, study, tier, seed, reference, options)
+        flows = {"plain": flow_folder, "plain, trained longer": longer_folder}
+        result["rows"] += grade_seed(flows, prior_folder, loras, study, tier, seed, reference, options)
         write(result, path)
     print(f"wrote {path}")
 
 
 @torch.no_grad()
-def grade_seed(flow_folder, prior_folder, loras, study, tier, seed, reference, options) -> list[dict]:
-    pipe = LowFreqPipeline.from_pretrained(flow_folder).to(options.device)
+def grade_seed(flows, prior_folder, loras, study, tier, seed, reference, options) -> list[dict]:
+    pipe, longer = (LowFreqPipeline.from_pretrained(folder).to(options.device) for folder in flows.values())
+    longer.set_progress_bar_config(disable=True)
     prior = LowFreqTransformer2DModel.from_pretrained(prior_folder, subfolder="prior", use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     sampler = LowFreqPipeline(None, None, prior=prior.to(options.device))
@@ -148,7 +159,7 @@ def grade_seed(flow_folder, prior_folder, loras, study, tier, seed, reference, o
         lows["true"].append(maker.projection.downsample(reference.batch(start, stop)[0] * 2 - 1))
     pipe(num_inference_steps=1)  # sets the shape of its latents
 
-    methods = [("plain", None)]
+    methods = [(name, None) for name in flows]
     methods += [(m, s) for m in ("SDEdit as in img2img", "training-free start") for s in study["strengths"]]
     methods += [("LoRA", s) for s in loras]
     rows = []
@@ -161,9 +172,9 @@ def grade_seed(flow_folder, prior_folder, loras, study, tier, seed, reference, o
                 statistics = [FeatureStatistics(e, e.name, max_features=2000) for e in reference.extractors]
                 for number, (start, stop) in enumerate(batches):
                     generators = [keyed_generator(seed, i) for i in range(start, stop)]
-                    if method == "plain":
+                    if strength is None:
                         count = {"num_images_per_prompt": stop - start}
-                        images = pipe(
+                        images = (pipe if method == "plain" else longer)(
                             num_inference_steps=steps, generator=generators, output_type="pt", **count
                         ).images
                     elif method.startswith("SDEdit"):

@@ -43,7 +43,7 @@ def parse_args(argv=None):
     parser.add_argument("--output")
     parser.add_argument("--figure")
     parser.add_argument("--degradation", nargs="+", default=["thumbnail-2", "thumbnail-4", "thumbnail-8", "blur-4"])
-    parser.add_argument("--strength", type=float, nargs="+", default=[0.25, 0.6])
+    parser.add_argument("--strength", type=float, nargs="+", default=[0.25, 0.4])
     parser.add_argument("--steps", type=int, nargs="+", default=[4])
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--num_images", type=int, default=2000)
@@ -147,7 +147,7 @@ def draw(upscaler: Upscaler, reference: Reference, args, degradation: str = "thu
     for k in (2, 3):
         add(f"variation {k}", "LoRA", "degraded", args.strength[0], "variation", k)
     for strength in args.strength[1:]:
-        add(f"α = {strength:g}", "LoRA", "degraded", strength)
+        add(f"strength {strength:g}", "LoRA", "degraded", strength)
     columns |= made
     names = {number: name for name, number in upscaler.pipe.labels.items()}
     return picture(columns, [names[label] for label in labels.tolist()], cell=112)

@@ -37,7 +37,14 @@ from diffusers_lowfreq.autoencoding import normalize_latents
 from diffusers_lowfreq.model_card import save_lora_card
 from diffusers_lowfreq.objectives import FlowMatching
 from diffusers_lowfreq.projections import PROJECTIONS
-from diffusers_lowfreq.stock import describe_adapter, latent_size, pack_latents, read_condition, read_convention
+from diffusers_lowfreq.stock import (
+    describe_adapter,
+    latent_size,
+    pack_latents,
+    read_condition,
+    read_convention,
+    weights_fingerprint,
+)
 from diffusers_lowfreq.training import (
     KeyedBatchSampler,
     LatentCache,
@@ -54,6 +61,7 @@ from diffusers_lowfreq.training import (
 
 check_min_version("0.40.0")
 
+MAX_SKIPPED_STEPS = 50  # in a row, then the run stops
 LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -173,9 +181,9 @@ def load_data(args, pipe):
     return images
 
 
-def build_conditions(args, pipe, images, cache_dir):
+def build_conditions(args, pipe, convention, images, cache_dir):
     """
-    Return what the transformer is told of each distinct caption, the last being none, and the captions of each image.
+    Return what the transformer is told of each distinct caption, the last being none, and of all, and each image's captions.
 
     The text encoders run once; the rows are kept in a file of `cache_dir`.
     """
@@ -193,37 +201,24 @@ def build_conditions(args, pipe, images, cache_dir):
         return {"class_labels": torch.arange(num_classes + 1)}, {}, [[int(n)] for n in number]
     texts = [t for t in dict.fromkeys(t for captions in images.captions for t in captions) if t] + [""]
     call = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
-    convention_of = read_condition(pipe, *size, prompt="", **call)
-    key = json.dumps([pipe.config._name_or_path, args.revision, args.variant, args.resolution, call, texts])
+    others = read_condition(pipe, *size, prompt="", **call)  # what is no row of an image is the same for all
+    encoders = {
+        name: weights_fingerprint(m) for name, m in pipe.components.items() if name.startswith("text_encoder") and m
+    }
+    key = json.dumps([type(pipe).__name__, encoders, args.resolution, call, texts])
     path = os.path.join(cache_dir, f"captions-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors")
     if not os.path.isfile(path):
         rows = [read_condition(pipe, *size, prompt=text, **call) for text in tqdm(texts, desc="captions")]
-        tensors = {k: v for k, v in convention_of.items() if isinstance(v, torch.Tensor)}
-        for name in tensors:
+        for name in convention.per_sample:
             if len({row[name].shape for row in rows}) > 1:
                 raise ValueError(f"`caption_column`: the pipeline makes `{name}` of another shape for each caption.")
-        table = {name: torch.stack([row[name].cpu() for row in rows]).contiguous() for name in tensors}
+        table = {name: torch.cat([row[name].cpu() for row in rows]).contiguous() for name in convention.per_sample}
         os.makedirs(cache_dir, exist_ok=True)
         save_file(table, f"{path}.{os.getpid()}.tmp")
         os.replace(f"{path}.{os.getpid()}.tmp", path)
-    others = {k: v for k, v in convention_of.items() if not isinstance(v, torch.Tensor)}
+    others = {k: v for k, v in others.items() if k not in convention.per_sample}
     number = {text: i for i, text in enumerate(texts)}
     return load_file(path), others, [[number[t] for t in captions] for captions in images.captions]
-
-
-def look_up(table, others, convention, numbers, device):
-    """Gather the rows of a batch; what is not of each image is that of the first."""
-    if not table:
-        return dict(others)
-    condition = {}
-    for name, rows in table.items():
-        if name == "class_labels":
-            condition[name] = rows[numbers].to(device)
-        elif name in convention.per_sample:
-            condition[name] = rows[numbers].flatten(0, 1).to(device)
-        else:
-            condition[name] = rows[numbers[0]].to(device)
-    return condition | others
 
 
 def add_lora(transformer, args):
@@ -239,7 +234,7 @@ def add_lora(transformer, args):
         raise ValueError(f"`lora_layers` must name linear layers of the transformer: {error}") from error
 
 
-def train(pipe, scheduler, convention, cache, conditions, args):
+def train(pipe, scheduler, convention, cache, conditions, texts, args):
     """Train the LoRA, or all weights, of the pipeline's transformer in place, and return the facts of the run."""
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
@@ -248,13 +243,10 @@ def train(pipe, scheduler, convention, cache, conditions, args):
         project_config=ProjectConfiguration(args.output_dir, os.path.join(args.output_dir, "logs")),
     )
     device = accelerator.device
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     model = pipe.transformer.train().to(device)
     if args.full:
         model.requires_grad_(True)
     else:
-        if half is not None:
-            model.to(half)  # the frozen weights
         add_lora(model, args)
     cast_training_params(model, torch.float32)
     if args.gradient_checkpointing:
@@ -295,7 +287,7 @@ def train(pipe, scheduler, convention, cache, conditions, args):
         accelerator.init_trackers("finetune", config={k: str(v) for k, v in vars(args).items()})
 
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process)
-    started, micro_step, running = time.monotonic(), 0, []
+    started, micro_step, skipped, running = time.monotonic(), 0, 0, []
     for batch in loader:
         with accelerator.accumulate(wrapped):
             # 1. The pair (source, sample). Each draw has its own generator, keyed by seed, step and position.
@@ -308,18 +300,20 @@ def train(pipe, scheduler, convention, cache, conditions, args):
             chosen, dropped = (uniform(len(sample), generators) for _ in range(2))
             condition = dict(others)
             if captions is not None:
-                texts = [captions[row] for row in batch["position"].tolist()]
-                numbers = [t[min(int(u * len(t)), len(t) - 1)] for t, u in zip(texts, chosen.tolist())]
+                of_each = [captions[row] for row in batch["position"].tolist()]
+                numbers = [n[min(int(u * len(n)), len(n) - 1)] for n, u in zip(of_each, chosen.tolist())]
                 last = len(next(iter(table.values()))) - 1
                 numbers = torch.where(dropped < args.caption_dropout, last, torch.tensor(numbers))
-                condition = look_up(table, others, convention, numbers, device)
+                condition |= {name: rows[numbers].to(device) for name, rows in table.items()}
             # 3. The loss, in the stock model's unit: its target is (source - sample) / noise_ratio.
             with accelerator.autocast():
                 pair = (pack_latents(pipe, x) for x in (source, sample))
                 loss = objective(flow, *pair, generator=generators, **condition).mean() / args.noise_ratio**2
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(trained, args.max_grad_norm)
+                is_followed = bool(accelerator.clip_grad_norm_(trained, args.max_grad_norm).isfinite())
+                if accelerator.scaler is None and not is_followed:  # with float16 the scaler sees to that
+                    optimizer.zero_grad()
             optimizer.step()
             optimizer.zero_grad()
         running.append(loss.detach())
@@ -327,23 +321,24 @@ def train(pipe, scheduler, convention, cache, conditions, args):
         if micro_step:
             continue
 
+        skipped = 0 if is_followed else skipped + 1
+        if skipped == MAX_SKIPPED_STEPS:
+            raise RuntimeError(
+                f"The training was stopped at step {step + 1}: {skipped} gradients in a row were not finite. The last checkpoint "
+                "is whole; go on from it with a lower learning rate."
+            )
         lr_scheduler.step()
         step += 1
         progress.update()
         if step % args.logging_steps == 0 or step == args.max_train_steps:
             mean_loss = accelerator.reduce(torch.stack(running).mean(), "mean").item()
             running = []
-            if not torch.isfinite(torch.tensor(mean_loss)):
-                raise RuntimeError(
-                    f"The training was stopped at step {step}: the loss is {mean_loss}. The last checkpoint is whole; go on from "
-                    "it with a lower learning rate."
-                )
             progress.set_postfix(loss=f"{mean_loss:.4f}")
             accelerator.log({"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0]}, step=step)
         if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
             save_checkpoint(accelerator, args, step, global_batch_size)
         if (step % args.validation_steps == 0 or step == args.max_train_steps) and accelerator.is_main_process:
-            validate(step, pipe, scheduler, cache, conditions, args, accelerator)
+            validate(step, pipe, scheduler, cache, conditions, texts, args, accelerator)
     progress.close()
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -365,7 +360,7 @@ def _identity(batch):
 
 
 @torch.no_grad()
-def validate(step, pipe, scheduler, cache, conditions, args, accelerator):
+def validate(step, pipe, scheduler, cache, conditions, texts, args, accelerator):
     """Write a grid from the coarse latents of the first images, with their captions: a row each for 1, 2, 4 and 8 steps."""
     model = pipe.transformer.eval()
     was_at = {name: module.device for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
@@ -379,7 +374,7 @@ def validate(step, pipe, scheduler, cache, conditions, args, accelerator):
     if "class_labels" in conditions[0]:
         call["class_labels"] = [conditions[2][row][0] for row in batch["position"].tolist()]
     elif conditions[2] is not None:
-        call["prompt"] = [args.captions[row][0] for row in batch["position"].tolist()]
+        call["prompt"] = [texts[row][0] for row in batch["position"].tolist()]
         if args.max_sequence_length is not None:
             call["max_sequence_length"] = args.max_sequence_length
     images = []
@@ -428,6 +423,10 @@ def main(args):
             "`distributed_type` of the accelerate configuration must be one of plain data parallelism, got "
             f"{accelerator.distributed_type.name}."
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError(
+            "`mixed_precision` must be 'no' or 'bf16' here: 'fp16' needs a gradient scaler, which this device has not."
+        )
     repo_id = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
     if args.push_to_hub and accelerator.is_main_process:  # first of all: a wrong name or token shows now
         repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id
@@ -443,9 +442,12 @@ def main(args):
     if any(side % args.factor for side in sides):
         raise ValueError(f"`factor` must divide the size {sides[0]}x{sides[1]} of the latents, got {args.factor}.")
     images = load_data(args, pipe)
-    args.captions = images.captions
     cache_dir = args.cache_dir or os.path.join(args.output_dir, "cache")
-    pipe.to(accelerator.device)
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    for name, module in pipe.components.items():
+        is_frozen = name.startswith("text_encoder") or (name == "transformer" and not args.full)
+        if isinstance(module, torch.nn.Module):
+            module.to(accelerator.device, half if is_frozen else None)
     first = {} if takes_labels(pipe) else {"prompt": ""}
     if takes_labels(pipe) and pipe.transformer.config.num_classes:
         first = {"class_labels": [0]}
@@ -460,11 +462,11 @@ def main(args):
             device=accelerator.device,
             progress=lambda shards: tqdm(shards, desc="encode", disable=not accelerator.is_main_process),
         )
-        conditions = build_conditions(args, pipe, images, cache_dir)
+        conditions = build_conditions(args, pipe, convention, images, cache_dir)
     for name, module in pipe.components.items():  # only the transformer is needed from here on
         if isinstance(module, torch.nn.Module) and name != "transformer":
             module.to("cpu")
-    accelerator, run = train(pipe, scheduler, convention, cache, conditions, args)
+    accelerator, run = train(pipe, scheduler, convention, cache, conditions, images.captions, args)
     if accelerator.is_main_process:
         pipe.to("cpu")
         base_model = save(pipe, scheduler, args)

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Upload every shipped checkpoint to the Hub, each to a repository of its own, with its model card.
+"""Upload every shipped checkpoint to the Hub, each to a repository of its own, with its model card, and the Space.
 
     python examples/publish.py --namespace my-organisation
 
-Pipelines and LoRAs become `NAMESPACE/NAME`, graders `NAMESPACE/grader-NAME`. What a card says of a clone of this repository is changed to
-the name on the Hub. Files that are there already are not uploaded again.
+Pipelines and LoRAs become `NAMESPACE/NAME`, graders `NAMESPACE/grader-NAME`, the Space `NAMESPACE/coarse-to-fine`. What a card
+says of a clone of this repository is changed to the name on the Hub, and in the Space the names of its checkpoints to those of
+the namespace. Files that are there already are not uploaded again.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from diffusers_lowfreq import HUB_ID
 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LINE = re.compile(r'\("checkpoints/([\w.-]+)"\)  # from a clone')
+SPACE = "coarse-to-fine"
+LINE = r'\("checkpoints/([\w.-]+)"\)  # from a clone'
 
 
 def find_checkpoints(folder: str) -> dict[str, str]:
@@ -40,6 +42,23 @@ def find_checkpoints(folder: str) -> dict[str, str]:
     return found
 
 
+def publish(folder: str, repo_id: str, pattern: str, new: str, private: bool, token: str | None, **kind):
+    """Upload a folder to a repository of its own, with `new` for what matches `pattern` in its texts."""
+    create_repo(repo_id, exist_ok=True, private=private or None, token=token, **kind)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = os.path.join(temporary, "copy")
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in os.listdir(copy):
+            if name.endswith((".md", ".py")):
+                path = os.path.join(copy, name)
+                with open(path, encoding="utf-8") as file:
+                    text = file.read()
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(re.sub(pattern, new, text))
+        upload_folder(repo_id=repo_id, folder_path=copy, repo_type=kind.get("repo_type"), token=token)
+    print(f"{folder} -> {repo_id}")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--namespace", default=HUB_ID.split("/")[0], help="a user or an organisation")
@@ -47,19 +66,14 @@ def main(argv=None):
     parser.add_argument("--private", action="store_true", help="for repositories that do not exist yet")
     parser.add_argument("--hub_token", help="by default that of `hf auth login`")
     args = parser.parse_args(argv)
+    access = {"private": args.private, "token": args.hub_token}
     for name, folder in find_checkpoints(args.checkpoints_dir).items():
         repo_id = f"{args.namespace}/{name}"
-        repo_id = create_repo(repo_id, exist_ok=True, private=args.private or None, token=args.hub_token).repo_id
-        with tempfile.TemporaryDirectory() as temporary:
-            copy = shutil.copytree(folder, os.path.join(temporary, name))
-            card = os.path.join(copy, "README.md")
-            if os.path.isfile(card):
-                with open(card, encoding="utf-8") as file:
-                    text = file.read()
-                with open(card, "w", encoding="utf-8") as file:
-                    file.write(LINE.sub(rf'("{os.path.dirname(repo_id)}/\1")', text))
-            upload_folder(repo_id=repo_id, folder_path=copy, token=args.hub_token)
-        print(f"{folder} -> {repo_id}")
+        publish(folder, repo_id, LINE, rf'("{args.namespace}/\1")', **access)
+    shipped = f"{args.namespace}/{HUB_ID.split('/')[1]}"
+    space = os.path.join(ROOT, "examples", "space")
+    kind = {"repo_type": "space", "space_sdk": "gradio"}
+    publish(space, f"{args.namespace}/{SPACE}", re.escape(HUB_ID), shipped, **access, **kind)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ class HubServer:
     """
     A running Hub, as a context manager.
 
-    `repos[kind, name]` maps paths to their bytes, with `kind` `"models"` or `"datasets"`; `branches[kind, name, branch]` does
+    `repos[kind, name]` maps paths to their bytes, with `kind` `"models"`, `"datasets"` or `"spaces"`; `branches[kind, name, branch]` does
     for other branches than `main`. Writing needs the `TOKEN`, and so does reading what is `private`.
     """
 
     def __enter__(self):
         self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
         self.branches: dict[tuple[str, str, str], dict[str, bytes]] = {}
+        self.sdks: dict[str, str] = {}  # of Spaces, by name
         self.private: set[tuple[str, str]] = set()
         self.objects: dict[str, bytes] = {}  # large files, by their hash
         self.requests: list[tuple[str, str]] = []
@@ -184,8 +185,13 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{request['organization'] or 'someone'}/{request['name']}"
         kind = f"{request.get('type') or 'model'}s"
         exists = (kind, name) in self.hub.repos
+        if kind == "spaces":
+            if request.get("sdk") not in ("gradio", "docker", "static"):
+                return self.refuse("BadRequest", 400)
+            self.hub.sdks.setdefault(name, request["sdk"])
         self.hub.repos.setdefault((kind, name), {})
-        self.reply({"url": f"{self.hub.endpoint}/{name}", "id": name}, 409 if exists else 200)
+        folder = "" if kind == "models" else f"{kind}/"
+        self.reply({"url": f"{self.hub.endpoint}/{folder}{name}", "id": name}, 409 if exists else 200)
 
     def validate(self, body):
         self.reply({"errors": [], "warnings": []})
@@ -221,20 +227,20 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.commit_of(files)
         self.reply({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{commit}", "commitOid": commit})
 
-    REPO = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
+    REPO = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
     ROUTES = [
         (("GET",), REPO + r"(?:/revision/(?P<revision>[^/]+))?", info),
         (("GET",), REPO + r"/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", tree),
         (("POST",), REPO + r"/paths-info/(?P<revision>[^/]+)", paths_info),
         (
             ("GET", "HEAD"),
-            r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
+            r"/(?P<kind>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
             resolve,
         ),
         (("POST",), r"/api/repos/create", create),
         (("POST",), r"/api/validate-yaml", validate),
         (("POST",), REPO + r"/preupload/(?P<revision>[^/]+)", preupload),
-        (("POST",), r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", batch),
+        (("POST",), r"/(?P<kind>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", batch),
         (("PUT",), r"/lfs/(?P<oid>[0-9a-f]{64})", upload),
         (("POST",), REPO + r"/commit/(?P<revision>[^/]+)", commit),
     ]

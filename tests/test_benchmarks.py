@@ -20,7 +20,15 @@ from safetensors.torch import load_file
 from scripts import make_folder, make_pixels, make_vae, run_process, workplace
 from tiny import make_autoencoder, make_pipeline, make_prior, make_transformer, randn, randomize, seeded
 
-from diffusers import DDIMPipeline, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Img2ImgPipeline,
+    UNet2DModel,
+)
 from diffusers_lowfreq import (
     LowFreqFlowMatchScheduler,
     LowFreqPipeline,
@@ -42,6 +50,7 @@ import evaluate  # noqa: E402
 import report  # noqa: E402
 import run_study  # noqa: E402
 import ship  # noqa: E402
+import strangers  # noqa: E402
 import text_to_image  # noqa: E402
 import toy  # noqa: E402
 import trajectories  # noqa: E402
@@ -51,7 +60,11 @@ from graders import Grader  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
 
-DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = [
+    "README.md",
+    "checkpoints/cifar10-32-upscale/README.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+]
 
 
 @pytest.fixture
@@ -888,7 +901,12 @@ def test_run_study_distils_what_a_run_names(workplace, grader, call, monkeypatch
     assert priors == {"teacher": False, "pair": True, "prior": True, "plain": False}
 
 
-@pytest.mark.parametrize("study", sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.json")))
+# That of strangers.py has no runs of its own
+STUDIES = {path.stem: json.loads(path.read_text()) for path in (BENCHMARKS / "studies").glob("*.json")}
+STUDIES = sorted(name for name, study in STUDIES.items() if study["runs"])
+
+
+@pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("tier", list(json.loads((BENCHMARKS / "tiers.json").read_text())))
 def test_every_study_parses_in_every_tier_and_keeps_its_limits(study, tier):
     """Options of all runs are taken by the scripts; networks, runs and graders are of the size that the tier allows."""
@@ -929,7 +947,7 @@ def test_every_study_parses_in_every_tier_and_keeps_its_limits(study, tier):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", sorted(path.stem for path in (BENCHMARKS / "studies").glob("*.json")))
+@pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("tier", ["gpu", "gpu-latents"])
 def test_the_large_tiers_run_in_miniature(workplace, grader, call, monkeypatch, study, tier):
     """The studies as they are, with every option of the tier but those of size: networks, steps, batches, images."""
@@ -967,6 +985,58 @@ def test_the_large_tiers_run_in_miniature(workplace, grader, call, monkeypatch, 
     assert all(run["flow"]["mixed precision"] == "bf16" for run in result["runs"])
     assert all(("autoencoder_psnr_db" in run) == (tier == "gpu-latents") for run in result["runs"])
     assert len(report.table(result).splitlines()) > 4
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.45, 0.6, 0.75])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_the_baseline_of_strangers_is_image_to_image_of_diffusers(strength, steps):
+    """The very levels of the stock pipeline's own `get_timesteps`, with as many network calls."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    img2img = StableDiffusion3Img2ImgPipeline(None, scheduler, None, *[None] * 6)
+    pipe = make_pipeline(None, prior=None, scheduler=LowFreqFlowMatchScheduler(factor=2, noise_ratio=1.0))
+    levels = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: levels.append(float(args[1][0]) / 1000), with_kwargs=True
+    )
+    pipe("cat", num_inference_steps=1)
+    levels.clear()
+    strangers.sdedit(pipe, pipe.scheduler, torch.zeros(1, 4, 4, 4), strength, steps, [torch.Generator()])
+    assert len(levels) == steps
+    found = []
+    for total in range(1, 40):
+        scheduler.set_timesteps(total)
+        timesteps, number = img2img.get_timesteps(total, strength, "cpu")
+        found.append([round(float(t) / 1000, 5) for t in timesteps] if len(timesteps) == steps else None)
+    assert [round(level, 5) for level in levels] in found
+
+
+@pytest.mark.slow
+def test_strangers_trains_and_grades_once(workplace, grader, call, monkeypatch):
+    for module in (run_study, strangers):
+        monkeypatch.setattr(module, "ROOT", str(workplace))
+    study = json.loads((BENCHMARKS / "studies/strangers.json").read_text())
+    study["settings"] = {"flow": {"noise_ratio": 1.0}, "evaluate": {"steps": [1, 2], "prior_steps": [2]}}
+    study["strengths"] = [0.4, 0.6]
+    study["lora"] |= {"rank": 2, "max_train_steps": 2, "train_batch_size": 4, "lr_warmup_steps": 1}
+    write_study(workplace, study, "strangers")
+    options = {"tier": "cpu", "train_data": "images", "test_data": "images", "graders_dir": "."}
+    call(strangers, **options)
+    path = workplace / "benchmarks/results/strangers-cpu.json"
+    result, written = read(path), path.read_bytes()
+    # Two plain ones; two strengths of two methods and two LoRAs, each from generated and from true coarse images
+    assert len(result["rows"]) == 2 * (2 + 2 * (2 * 2 + 2))
+    assert {row["effective_nfe"] == row["steps"] for row in result["rows"] if row["coarse"] == "generated"} == {False}
+    assert {row["effective_nfe"] == row["steps"] for row in result["rows"] if row["coarse"] != "generated"} == {True}
+    distances = {
+        (r["method"], r["noise_ratio"], r["coarse"], r["steps"]): r["frechet_distance"] for r in result["rows"]
+    }
+    assert len(set(distances.values())) == len(distances)  # no way of sampling is another one by mistake
+    assert len(report.table(result).splitlines()) == 2 * (2 + 2 + 2 * 4) + 4
+    call(strangers, **options)
+    assert path.read_bytes() == written
+    write_study(workplace, study | {"strengths": [0.5]}, "strangers")
+    with pytest.raises(ValueError, match="another configuration.*nothing is overwritten"):
+        call(strangers, **options)
 
 
 @pytest.mark.slow

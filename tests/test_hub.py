@@ -271,21 +271,55 @@ def test_a_teacher_comes_by_name(workplace, hub):
     assert "| teacher | org/teacher |" in (workplace / "student" / "README.md").read_text()
 
 
-def test_every_checkpoint_is_published_under_its_name(workplace, hub):
+DEPLOYED = """
+import sys
+
+sys.path.insert(0, "space")
+import pictures
+
+pipelines = pictures.load_pipelines()
+print(list(pipelines), [picture.image.size for picture in pictures.generate(pipelines["cifar10-32"], "cat", 2, 2.0, 0.5, 0)])
+"""
+
+
+def test_every_checkpoint_and_the_space_are_published_under_their_names(workplace, hub):
     pipe = make_pipeline(vae=None)
     pipe.save_pretrained("checkpoints/small")
     line = 'pipe = DiffusionPipeline.from_pretrained("checkpoints/small")  # from a clone'
     (workplace / "checkpoints/small/README.md").write_text(f"---\nlicense: apache-2.0\n---\n{line}\n")
     pipe.transformer.save_pretrained("checkpoints/graders/sharp")
+    (workplace / "checkpoints/small-lora").mkdir()
+    (workplace / "checkpoints/small-lora/pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    (workplace / "checkpoints/small-lora/README.md").write_text(
+        f'---\nlicense: apache-2.0\n---\n{line}\npipe.load_lora_weights("checkpoints/small-lora")  # from a clone\n'
+    )
     options = ["--namespace", "org", "--checkpoints_dir", "checkpoints", "--hub_token", TOKEN]
     output = run_process(EXAMPLES / "publish.py", *options, cwd=workplace, **hub.environment)
     assert "checkpoints/small -> org/small" in output and set(hub.repos) == {
         ("models", "org/small"),
         ("models", "org/grader-sharp"),
+        ("spaces", "org/coarse-to-fine"),
+        ("models", "org/small-lora"),
     }
+    card = hub.repos["models", "org/small-lora"]["README.md"].decode()
+    assert card.endswith('from_pretrained("org/small")\npipe.load_lora_weights("org/small-lora")\n')
     assert hub.repos["models", "org/small"]["README.md"].decode().endswith('from_pretrained("org/small")\n')
     answers = load(workplace, hub, pipe=by_name("org/small"), grader=by_name("org/grader-sharp", kind="flow"))
     expected = pipe.transformer.proj_in.weight.double().sum().item()
     assert [answer[1] for answer in answers.values()] == pytest.approx([expected] * 2)
+    space, folder = hub.repos["spaces", "org/coarse-to-fine"], EXAMPLES / "space"
+    here = {path: content for path, content in files_of(folder).items() if "__pycache__" not in path}
+    assert set(space) == set(here) and hub.sdks == {"org/coarse-to-fine": "gradio"}
+    for path, content in here.items():  # its models are those that are published with it
+        assert space[path] == content.replace(b"diffusers-lowfreq/cifar10-32", b"org/cifar10-32"), path
+    assert b"- org/cifar10-32-one-step\n" in space["README.md"] and b'"org/cifar10-32"' in space["pictures.py"]
+    # Deployed, where there is no clone, it takes them from the Hub
+    for name in ("org/cifar10-32", "org/cifar10-32-one-step"):
+        hub.repos["models", name] = hub.repos["models", "org/small"]
+    for path, content in space.items():
+        (workplace / "space" / path).parent.mkdir(parents=True, exist_ok=True)
+        (workplace / "space" / path).write_bytes(content)
+    output = run_process("-c", DEPLOYED, cwd=workplace, HF_HOME=str(workplace / "fresh"), **hub.environment)
+    assert "['cifar10-32', 'cifar10-32-one-step'] [(8, 8), (8, 8)]" in output
     with pytest.raises(AssertionError, match="`checkpoints_dir` must hold"):
         run_process(EXAMPLES / "publish.py", "--checkpoints_dir", "hf", cwd=workplace, **hub.environment)

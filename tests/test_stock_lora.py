@@ -3,16 +3,27 @@
 
 import copy
 import json
+import os
+import re
+import shutil
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from scripts import load_script, make_folder, run_two_processes, workplace
 from stock import FAMILIES, make_stock
-from tiny import make_pipeline, randn, seeded
+from tiny import make_pipeline, make_transformer, randn, seeded
 
 import diffusers
-from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, generate_from_coarse
+from diffusers_lowfreq import (
+    LowFreqFlowMatchScheduler,
+    LowFreqPipeline,
+    LowFreqTransformer2DModel,
+    generate_from_coarse,
+)
 from diffusers_lowfreq.stock import (
     adapter_source,
     describe_adapter,
@@ -107,10 +118,10 @@ def test_the_low_frequency_flow_is_the_stock_velocity_in_our_units():
 class Halves(diffusers.StableDiffusion3Pipeline):
     """Does something of its own with what the network predicts."""
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args, guidance_scale=7.0, **kwargs):
         step = self.scheduler.step
         self.scheduler.step = lambda v, *a, **k: step(0.5 * v, *a, **k)
-        return super().__call__(*args, **kwargs)
+        return super().__call__(*args, guidance_scale=guidance_scale, **kwargs)
 
 
 def test_what_cannot_be_trained_is_refused():
@@ -122,6 +133,15 @@ def test_what_cannot_be_trained_is_refused():
         read_convention(halves, 32, 32, **call_of("sd3"))
     with pytest.raises(ValueError, match="`pipe` must call its `transformer` once a step .* 6 times in 3"):
         read_convention(stock("lumina2"), 128, 128, guidance_scale=4.0, **call_of("lumina2"))
+    one_step = make_pipeline(
+        prior=None,
+        scheduler=LowFreqFlowMatchScheduler(factor=2, noise_ratio=1.0),
+        transformer=make_transformer(use_meanflow=True),
+    )
+    with pytest.raises(
+        ValueError, match="`pipe` must tell its `transformer` the same at all levels, the `timestep_r`"
+    ):
+        read_convention(one_step, 16, 16, **call_of("ours"))
     new = diffusers.SD3Transformer2DModel.from_config(stock("sd3").transformer.config)
     torch.nn.init.zeros_(new.proj_out.weight)
     torch.nn.init.zeros_(new.proj_out.bias)
@@ -241,8 +261,6 @@ OPTIONS += " --max_sequence_length 16 --num_validation_images 2 --logging_steps 
 def prepare(family, folder="base"):
     """A stock pipeline and captioned images in the working directory."""
     make_ours().save_pretrained(folder) if family == "ours" else make_stock(family).save_pretrained(folder)
-    from pathlib import Path
-
     images = make_folder(Path("images"), 12, size=32)
     rows = [
         {"file_name": str(path.relative_to(images)), "text": f"a {path.parent.name} horse"}
@@ -262,8 +280,6 @@ def run(output, *more, **options):
 
 
 def weights(output):
-    from safetensors.torch import load_file
-
     return load_file(f"{output}/pytorch_lora_weights.safetensors")
 
 
@@ -292,8 +308,6 @@ def test_the_script_makes_a_lora_that_the_pipeline_loads(family):
     assert adapter_source(pipe).source == LowFreqFlowMatchScheduler(factor=2, noise_ratio=0.5).source
     base = start(make_stock(family), LowFreqFlowMatchScheduler(factor=2, noise_ratio=0.5))
     assert not torch.allclose(start(pipe), base, atol=1e-4)
-    from pathlib import Path
-
     card = Path("out/README.md").read_text()
     assert 'pipe.load_lora_weights("out")' in card and "base_model: base" in card and "| factor | 2 |" in card
     assert list(Path("out/samples").glob("000003-true-coarse*.png"))
@@ -304,10 +318,8 @@ def test_a_resume_and_an_accumulation_take_the_same_path():
     prepare("sd3")
     run("whole", "--max_train_steps", 4, "--lr_scheduler", "constant")
     run("part", "--max_train_steps", 4, "--lr_scheduler", "constant", "--checkpointing_steps", 2)
-    import shutil
-
     shutil.rmtree("part/checkpoint-4")
-    (lora := weights("part")) and shutil.os.remove("part/pytorch_lora_weights.safetensors")
+    (lora := weights("part")) and os.remove("part/pytorch_lora_weights.safetensors")
     run("part", "--max_train_steps", 4, "--lr_scheduler", "constant", "--resume_from_checkpoint", "latest")
     assert_same(weights("part"), weights("whole"), rtol=0, atol=0)
     assert_same(lora, weights("whole"), rtol=0, atol=0)
@@ -330,7 +342,7 @@ def test_class_labels_all_weights_and_one_prompt_for_all():
     full = arguments("full", "--max_train_steps", 2, "--resolution", 16, "--full", captions=captions)
     at = full.index("--rank")
     finetune.main(finetune.parse_args(full[:at] + full[at + 2 :]))
-    trained = diffusers.AutoModel.from_pretrained("full", subfolder="transformer")
+    trained = LowFreqTransformer2DModel.from_pretrained("full", subfolder="transformer")
     before = LowFreqPipeline.from_pretrained("base").transformer.state_dict()
     assert any(not torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     scheduler = LowFreqFlowMatchScheduler.from_pretrained("full", subfolder="coarse_scheduler")
@@ -381,8 +393,6 @@ def test_two_processes_take_the_path_of_one(workplace):
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(family, more, message):
-    from pathlib import Path
-
     prepare(family)
     with pytest.raises(ValueError, match=message):
         run(
@@ -411,3 +421,36 @@ def test_bad_options_are_named(line, name, capsys):
     with pytest.raises(SystemExit):
         finetune.parse_args(["--pretrained_model_name_or_path", "x", "--output_dir", "y", *line.split()])
     assert f"argument --{name}:" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------- the guide
+
+GUIDE = (Path(__file__).parents[1] / "docs/stock-pipelines.md").read_text(encoding="utf-8")
+
+
+@usefixtures
+def test_the_snippets_of_the_guide_run_with_a_tiny_pipeline_of_the_family():
+    """As they stand, but for the name of the model and the size of the large image."""
+    make_stock("sd3").save_pretrained("base")
+    trained = make_stock("sd3")
+    add_lora(trained, LowFreqFlowMatchScheduler(factor=4, noise_ratio=0.5))
+    save_lora(trained, "out/lora")
+    Image.new("RGB", (48, 48), "red").save("thumbnail.png")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL))
+    for stock_text, tiny_text in (
+        ('"stabilityai/stable-diffusion-3.5-medium", dtype=torch.bfloat16', '"base"'),
+        ("=1024", "=64"),
+    ):
+        assert stock_text in code
+        code = code.replace(stock_text, tiny_text)
+    names = {}
+    exec(code, names)  # noqa: S102
+    assert names["images"][0].size == (32, 32) and adapter_source(names["pipe"]).config.factor == 4
+
+
+def test_the_training_line_of_the_guide_is_taken_by_the_script():
+    (line,) = re.findall(
+        r"^accelerate launch examples/finetune_lora.py (.+)$", GUIDE.replace("\\\n", " "), re.MULTILINE
+    )
+    args = finetune.parse_args(line.split())
+    assert args.caption_column == "text" and args.noise_ratio == 0.5

@@ -181,6 +181,17 @@ def test_our_own_gaussian_flow_can_be_started_too():
         torch.testing.assert_close(result, state, rtol=1e-4, atol=1e-4)
 
 
+def test_an_unconditional_flow_is_started_from_so_many_coarse_latents_or_for_so_many_images():
+    pipe = make_pipeline(None, prior=None, scheduler=source_of(1.0), transformer=make_transformer(num_classes=None))
+    low = randn(3, 4, 4, 4)
+    for number, latents, expected in ((1, low, 3), (3, low, 3), (5, low[:1], 5)):
+        options = {"prior_latents": latents, "num_images_per_prompt": number, "output_type": "latent"}
+        result = generate_from_coarse(pipe, source_of(), num_inference_steps=1, generator=seeded(), **options)
+        assert len(result.images) == expected
+    with pytest.raises(ValueError, match="`image` or `prior_latents` must be one for all"):
+        generate_from_coarse(pipe, source_of(), prior_latents=low, num_images_per_prompt=2)
+
+
 # ------------------------------------------------------------------------------------------------------ arguments
 
 

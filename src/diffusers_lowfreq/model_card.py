@@ -96,7 +96,9 @@ def save_model_card(
     task = "unconditional-image-generation"
     if pipeline.transformer.config.get("caption_channels") is not None:
         task = "text-to-image"
-    return _write(folder, parts, facts, task)
+    elif takes_image(pipeline):
+        task = "image-to-image"
+    return _write(folder, parts, facts, task, base_model)
 
 
 def save_lora_card(
@@ -120,13 +122,16 @@ def save_lora_card(
     """
     load = f'pipe = DiffusionPipeline.from_pretrained("{base_model}")\n'
     if is_full:
-        load = f'transformer = AutoModel.from_pretrained("{repo_id}", subfolder="transformer")\n'
+        network = "AutoModel" if is_prompted else "LowFreqTransformer2DModel"
+        load = f'transformer = {network}.from_pretrained("{repo_id}", subfolder="transformer")\n'
         load += f'pipe = DiffusionPipeline.from_pretrained("{base_model}", transformer=transformer)\n'
         load += f'scheduler = LowFreqFlowMatchScheduler.from_pretrained("{repo_id}", subfolder="coarse_scheduler")\n'
     else:
         load += f'pipe.load_lora_weights("{repo_id}")\n'
-    diffusers = "AutoModel, DiffusionPipeline" if is_full else "DiffusionPipeline"
-    ours = "LowFreqFlowMatchScheduler, generate_from_coarse" if is_full else "generate_from_coarse"
+    diffusers = "AutoModel, DiffusionPipeline" if is_full and is_prompted else "DiffusionPipeline"
+    ours = "LowFreqFlowMatchScheduler, " if is_full else ""
+    ours += "LowFreqTransformer2DModel, " if is_full and not is_prompted else ""
+    ours += "generate_from_coarse"
     call = "scheduler=scheduler, " if is_full else ""
     call += 'prompt="...", ' if is_prompted else "class_labels=[0], "
     what = "weights" if is_full else "LoRA"

@@ -16,12 +16,13 @@ import diffusers
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.guiders import BaseGuidance
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from diffusers.loaders.lora_pipeline import SanaLoraLoaderMixin  # found without transformers too, unlike in `loaders`
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging
+from diffusers.utils import logging, require_peft_backend
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoding import decode_latents
@@ -126,6 +127,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
             )
         super().save_pretrained(save_directory, True, *args, **kwargs)
 
+    @require_peft_backend
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: str | dict[str, torch.Tensor],
@@ -139,7 +141,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         Raises:
             ValueError: If it says that it was trained for another source, or on other weights, than those of this pipeline.
         """
-        kwargs = {"use_safetensors": True} | kwargs | {"return_lora_metadata": True}
+        named = {} if "weight_name" in kwargs else {"weight_name": LORA_WEIGHT_NAME_SAFE}  # else diffusers asks the Hub
+        kwargs = {"use_safetensors": True} | named | kwargs | {"return_lora_metadata": True}
         state_dict, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         facts = (metadata or {}).get("transformer.auto_mapping") or {}
         refuse_other_weights("pretrained_model_name_or_path_or_dict", self.transformer, facts)

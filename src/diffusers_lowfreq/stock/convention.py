@@ -92,7 +92,7 @@ def read_condition(pipe: DiffusionPipeline, height: int, width: int, **call) -> 
         height (`int`), width (`int`):
             Size of the images in pixels.
         call:
-            `prompt`, `class_labels` or embeddings, and other arguments of the call.
+            `prompt` or `class_labels`, and other arguments of the call.
 
     Raises:
         ValueError: If the transformer is not called in a way that can be repeated.
@@ -119,19 +119,22 @@ def read_convention(pipe: DiffusionPipeline, height: int, width: int, **call) ->
 
     Args:
         pipe (`DiffusionPipeline`), height (`int`), width (`int`), call:
-            As in [`read_condition`]; a prompt, a label or embeddings of one image.
+            As in [`read_condition`]; a prompt or a label of one image.
 
     Raises:
         ValueError: If the call is none of a plain flow model: another number of network calls than steps, a time that is
-            no straight line in the level, an output that is neither the velocity nor its negative.
+            no straight line in the level, a sample that is not the state, other inputs that change with the level, an output
+            that is neither the velocity nor its negative.
     """
-    levels, names, times, outputs, steps = [0.9, 0.5, 0.2], [], [], [], []
+    levels, names, times, told, inputs, outputs, steps = [1.0, 0.5, 0.25], [], [], [], [], [], []  # exact in bfloat16
     name = type(pipe).__name__
 
     def watch(transformer, args, kwargs, output):
-        sample_name, time_name, time, _ = _arguments(transformer, args, kwargs)
+        sample_name, time_name, sample, time, others = _arguments(transformer, args, kwargs)
         names.append((sample_name, time_name))
         times.append(float(time.flatten()[0]))
+        inputs.append(sample.detach())
+        told.append(others)
         outputs.append((output[0] if isinstance(output, tuple) else output.sample).detach())
 
     hook = pipe.transformer.register_forward_hook(watch, with_kwargs=True)
@@ -152,10 +155,22 @@ def read_convention(pipe: DiffusionPipeline, height: int, width: int, **call) ->
         )
     if not any(output.any() for output in outputs):
         raise ValueError(f"`pipe` must have a trained `transformer`, that of this {name} predicts zero everywhere.")
+    for sample, (_, state) in zip(inputs, steps):
+        if sample.shape != state.shape or not torch.equal(sample, state.to(sample.dtype)):
+            raise ValueError(
+                f"`pipe` must give its `transformer` the state of its scheduler, a {name} gives it another."
+            )
+    for key in {key for others in told for key in others}:
+        values = [others.get(key) for others in told]
+        is_tensor = all(isinstance(value, torch.Tensor) for value in values)
+        if not all(torch.equal(v, values[0]) if is_tensor else v == values[0] for v in values):
+            raise ValueError(
+                f"`pipe` must tell its `transformer` the same at all levels, the `{key}` of a {name} changes."
+            )
     for sign in (1, -1):
         if all(
-            o.shape == s.shape and torch.allclose(sign * o.float(), s.float(), atol=1e-4)
-            for o, s in zip(outputs, steps)
+            o.shape == v.shape and torch.allclose(sign * o.float(), v.float(), atol=1e-4)
+            for o, (v, _) in zip(outputs, steps)
         ):
             break
     else:
@@ -171,8 +186,8 @@ def _rows(condition: dict) -> dict[str, int]:
     return {k: len(v) for k, v in condition.items() if isinstance(v, torch.Tensor) and v.ndim}
 
 
-def _arguments(transformer, args, kwargs) -> tuple[str, str, torch.Tensor, dict]:
-    """Return what the sample and the time are called, the time, and the other inputs that are given."""
+def _arguments(transformer, args, kwargs) -> tuple[str, str, torch.Tensor, torch.Tensor, dict]:
+    """Return what the sample and the time are called, both, and the other inputs that are given."""
     forward = inspect.signature(inspect.unwrap(type(transformer).forward))
     _, (sample_name, sample), *others = forward.bind(transformer, *args, **kwargs).arguments.items()
     inputs = {k: v for k, v in others if k != "return_dict" and v is not None and not (isinstance(v, dict) and not v)}
@@ -182,7 +197,7 @@ def _arguments(transformer, args, kwargs) -> tuple[str, str, torch.Tensor, dict]
             f"`pipe` must give its `transformer` the samples in one tensor, with a time: a {type(transformer).__name__} takes "
             "them otherwise."
         )
-    return sample_name, time_name, inputs.pop(time_name), inputs
+    return sample_name, time_name, sample, inputs.pop(time_name), inputs
 
 
 def _call(pipe, height, width, levels, call, steps=None):
@@ -207,10 +222,10 @@ def _call(pipe, height, width, levels, call, steps=None):
     step = scheduler.step
 
     @functools.wraps(step)
-    def watch(model_output, *args, **kwargs):
+    def watch(model_output, timestep, sample, *args, **kwargs):
         if steps is not None:
-            steps.append(model_output.detach())
-        return step(model_output, *args, **kwargs)
+            steps.append((model_output.detach(), sample.detach()))
+        return step(model_output, timestep, sample, *args, **kwargs)
 
     scheduler.step = watch
     options = {"num_inference_steps": len(levels), "sigmas": levels, "latents": latents, "output_type": "latent"}

@@ -17,14 +17,14 @@ def weights_fingerprint(transformer: torch.nn.Module) -> list[float]:
     """
     Sample 64 weights of a network, to tell it from others: the same in half precision, and nearly so after a fine-tuning.
 
-    A LoRA in it is not looked at. Empty for quantised weights, of which that cannot be said.
+    A LoRA in it is not looked at. Empty for quantised or offloaded weights, of which that cannot be said.
     """
     weights = {
         name.replace(".base_layer", ""): p
         for name, p in transformer.named_parameters()
         if p.ndim == 2 and ".lora_" not in name
     }
-    if not all(type(p.data) is torch.Tensor and p.is_floating_point() for p in weights.values()):
+    if not all(type(p.data) is torch.Tensor and p.is_floating_point() and not p.is_meta for p in weights.values()):
         return []
     names = sorted(weights)
     numbers = []

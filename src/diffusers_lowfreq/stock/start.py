@@ -281,7 +281,9 @@ def _expand(low: torch.Tensor, pipe, call: dict, generator) -> torch.Tensor:
         prompts = call.get("prompt_embeds")
     count = 1 if isinstance(prompts, (str, int)) else len(prompts) if prompts is not None else None
     per_prompt = call.get("num_images_per_prompt", 1)
-    total = (len(low) if count is None else count) * per_prompt
+    if count is None:  # neither prompts nor labels: so many images as were asked for, or as there are coarse latents
+        count, per_prompt = (len(low), 1) if per_prompt == 1 else (1, per_prompt)
+    total = count * per_prompt
     if len(low) == total:
         pass
     elif len(low) == count:
