@@ -438,6 +438,12 @@ def upscaling_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+STRANGERS = {
+    "SDEdit as in img2img": "SDEdit, stock grid (image-to-image)",
+    "training-free start": "training-free start (SDEdit, even grid)",
+}
+
+
 def strangers_table(result: dict) -> str:
     """The distances of each way to sample somebody else's flow, where strengths were tried the best for each number of steps."""
     steps, seeds = result["settings"]["evaluate"]["steps"], sorted({row["seed"] for row in result["rows"]})
@@ -484,7 +490,7 @@ def strangers_table(result: dict) -> str:
             ratios = list(dict.fromkeys(ratios))
             kinds = list(dict.fromkeys(row["coarse"] for row in result["rows"] if row["method"] == method))
             for choice in [[r] for r in ratios] if method == "LoRA" else [ratios]:
-                name = f"LoRA (α = {choice[0]:g})" if method == "LoRA" else method
+                name = f"LoRA (α = {choice[0]:g})" if method == "LoRA" else STRANGERS.get(method, method)
                 for kind in kinds:
                     cells = [cell(method, kind, n, metric, scale, choice) for n in steps]
                     lines.append(f"| {name} | {kind or '-'} | " + " | ".join(cells) + " |")

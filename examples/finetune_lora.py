@@ -445,7 +445,7 @@ def main(args):
     cache_dir = args.cache_dir or os.path.join(args.output_dir, "cache")
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     for name, module in pipe.components.items():
-        is_frozen = name.startswith("text_encoder") or (name == "transformer" and not args.full)
+        is_frozen = not args.full and (name.startswith("text_encoder") or name == "transformer")
         if isinstance(module, torch.nn.Module):
             module.to(accelerator.device, half if is_frozen else None)
     first = {} if takes_labels(pipe) else {"prompt": ""}

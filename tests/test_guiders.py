@@ -12,6 +12,8 @@ from diffusers.guiders import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
     ClassifierFreeZeroStarGuidance,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
     TangentialClassifierFreeGuidance,
 )
 from diffusers_lowfreq import LowFreqPipeline
@@ -105,3 +107,9 @@ def test_two_guidances_at_a_time_are_refused():
         generate(make_pipeline(transformer=folded, guider=ClassifierFreeGuidance()))
     with pytest.raises(ValueError, match="`guider` must be one of diffusers' guiders, got float"):
         make_pipeline(guider=4.0)
+    for guider in (
+        SkipLayerGuidance(skip_layer_guidance_layers=[0]),
+        PerturbedAttentionGuidance(perturbed_guidance_layers=[0]),
+    ):
+        with pytest.raises(ValueError, match=f"`guider` must combine predictions .* a {type(guider).__name__}"):
+            make_pipeline(guider=guider)

@@ -43,8 +43,9 @@ def test_blocks_of_a_one_step_pipeline(tmp_path):
     folded = {"use_meanflow": True, "guidance_scale": 2.0}
     pipe = make_pipeline(transformer=make_transformer(**folded), prior=make_prior(**folded))
     options = {"class_labels": [1], "num_inference_steps": 1, "prior_num_inference_steps": 1}
-    images = of_blocks(load(tmp_path, pipe), prior_guidance_scale=2.0, **options)
-    assert torch.equal(images, of(pipe, **options))
+    modular = load(tmp_path, pipe)
+    assert torch.equal(of_blocks(modular, **options), of(pipe, **options))
+    assert torch.equal(of_blocks(modular, prior_guidance_scale=2.0, **options), of(pipe, **options))
 
 
 class FixedLayout(ModularPipelineBlocks):
@@ -81,6 +82,7 @@ def test_what_is_wrong_is_named(tmp_path):
         ({"noise_ratio": 0.9}, "noise_ratio"),
         ({"num_images": 0}, "num_images"),
         ({"output_type": "jpeg"}, "output_type"),
+        ({"class_labels": ["ship"]}, "class_labels"),
     ):
         with pytest.raises(ValueError, match=f"`{name}`"):
             modular(**{"generator": seeded(), "output": "images", "class_labels": None} | options)

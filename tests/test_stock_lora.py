@@ -239,6 +239,24 @@ def test_a_lora_of_other_weights_is_refused_and_one_of_the_same_in_half_precisio
         start(other)
 
 
+def test_the_run_at_low_resolution_is_without_the_lora_and_it_is_back_afterwards():
+    pipe, levels = make_stock("sd3"), []
+    scheduler = LowFreqFlowMatchScheduler(factor=2, noise_ratio=0.6)
+    plain = start(make_stock("sd3"), scheduler)
+    add_lora(pipe, scheduler)
+    with_lora = start(pipe)
+    assert not torch.allclose(plain, with_lora, atol=1e-3)
+    layer = pipe.transformer.transformer_blocks[0].attn.to_q
+    pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: levels.append((float(kwargs["timestep"][0]), layer.scaling["default"])),
+        with_kwargs=True,
+    )
+    run = {"coarse_num_inference_steps": 2, "prior_latents": None, "num_inference_steps": 1, "guidance_scale": 1.0}
+    start(pipe, height=64, width=64, **run)
+    assert [scale for _, scale in levels] == [0.0, 0.0, 4.0] and levels[-1][0] == pytest.approx(600)
+    assert torch.equal(start(pipe), with_lora)
+
+
 def test_two_loras_for_different_sources_are_not_used_together():
     pipe = make_stock("sd3")
     for name, ratio in (("a", 0.6), ("b", 0.5)):

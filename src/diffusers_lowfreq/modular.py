@@ -20,7 +20,7 @@ GENERATOR = InputParam("generator", description="A `torch.Generator`, or a list 
 
 
 class LowFreqPriorStep(ModularPipelineBlocks):
-    """Sample coarse latents from the prior model."""
+    """Sample coarse latents from the prior model, to the end: what `truncate_prior` is in [`LowFreqPipeline`] blocks do not have."""
 
     model_name = "lowfreq"
     description = "Samples coarse latents from the prior model. Leave it out where they come from elsewhere."
@@ -39,7 +39,9 @@ class LowFreqPriorStep(ModularPipelineBlocks):
             GENERATOR,
             InputParam("num_images", default=1, type_hint=int, description="Without labels: how many."),
             InputParam("prior_num_inference_steps", default=8, type_hint=int, description="Steps of the prior model."),
-            InputParam("prior_guidance_scale", default=1.0, type_hint=float, description="Its guidance."),
+            InputParam(
+                "prior_guidance_scale", type_hint=float, description="Its guidance, by default 1 or what is folded in."
+            ),
         ]
 
     @property
@@ -57,6 +59,8 @@ class LowFreqPriorStep(ModularPipelineBlocks):
         size = prior.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         batch_size = len(condition["class_labels"]) if condition else block.num_images
+        scale = block.prior_guidance_scale
+        scale = pipe._default_guidance_scale(prior) if scale is None else scale
         _, block.prior_latents = pipe.prepare_prior_latents(
             batch_size,
             height,
@@ -66,7 +70,7 @@ class LowFreqPriorStep(ModularPipelineBlocks):
             unconditional,
             block.generator,
             prior.device,
-            block.prior_guidance_scale,
+            scale,
         )
         self.set_block_state(state, block)
         return components, state
@@ -152,7 +156,11 @@ class LowFreqDecodeStep(ModularPipelineBlocks):
 
 
 class LowFreqBlocks(SequentialPipelineBlocks):
-    """Prior model, flow, decoder: what [`LowFreqPipeline`] does, in blocks."""
+    """
+    Prior model, flow, decoder: what [`LowFreqPipeline`] does with `truncate_prior=False`, in blocks.
+
+    Classes are told by number; the guidance of the flow is that of its `guider` component.
+    """
 
     model_name = "lowfreq"
     block_classes = [LowFreqPriorStep, LowFreqFlowStep, LowFreqDecodeStep]

@@ -62,6 +62,14 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         guider = components.get("guider")
         if guider is not None and not isinstance(guider, BaseGuidance):
             raise ValueError(f"`guider` must be one of diffusers' guiders, got {type(guider).__name__}.")
+        if guider is not None and (
+            type(guider).prepare_models is not BaseGuidance.prepare_models
+            or guider._input_predictions != ["pred_cond", "pred_uncond"]
+        ):
+            raise ValueError(
+                "`guider` must combine predictions with the condition and without it, a "
+                f"{type(guider).__name__} needs more of the network than that."
+            )
         self.register_modules(**components)
         self._interrupt = False
         self._network_calls = {"prior": 0, "flow": 0}

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from .latents import latent_size, pack_latents
+from .latents import cast_given_latents, latent_size, pack_latents
 from .start import plain_scheduler
 
 
@@ -217,6 +217,7 @@ def _call(pipe, height, width, levels, call, steps=None):
     latents = torch.randn((1, channels, *latent_size(pipe, height, width)), generator=generator)
     latents = pack_latents(pipe, latents.expand(count, -1, -1, -1).to(pipe._execution_device).contiguous())
     watched = copy.copy(pipe)
+    cast_given_latents(watched)
     scheduler = plain_scheduler(pipe.scheduler)
     watched.scheduler = scheduler
     step = scheduler.step

@@ -1,9 +1,15 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """The latents of somebody else's pipeline: their size, and the form in which its call takes them."""
 
+import functools
+import inspect
+
 import torch
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+
+PACKS = ("latents", "batch_size", "num_channels_latents", "height", "width")  # the arguments of FLUX's `_pack_latents`
 
 
 def latent_size(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, int]:
@@ -22,7 +28,11 @@ def latent_size(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, 
 
 def pack_latents(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
     """Bring latents `(batch, channels, height, width)` into the form of the pipeline's `latents`, as FLUX packs them."""
-    return pipe._pack_latents(latents, *latents.shape) if hasattr(pipe, "_pack_latents") else latents
+    if not hasattr(pipe, "_pack_latents"):
+        return latents
+    if tuple(inspect.signature(pipe._pack_latents).parameters) != PACKS:
+        raise ValueError(f"`pipe` must pack its latents as FLUX does, or not at all, a {_name(pipe)} has another way.")
+    return pipe._pack_latents(latents, *latents.shape)
 
 
 def unpack_latents(pipe: DiffusionPipeline, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -30,6 +40,23 @@ def unpack_latents(pipe: DiffusionPipeline, latents: torch.Tensor, height: int, 
     if not hasattr(pipe, "_pack_latents"):
         return latents
     return pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
+
+
+def cast_given_latents(pipe: DiffusionPipeline):
+    """Have `prepare_latents` take given latents in the type that it would draw them in, which not every pipeline does."""
+    prepare = getattr(pipe, "prepare_latents", None)
+    parameters = inspect.signature(prepare).parameters if prepare is not None else {}
+    if not {"latents", "dtype"} <= set(parameters):
+        return
+
+    @functools.wraps(prepare)
+    def cast(*args, **kwargs):
+        given = inspect.signature(prepare).bind(*args, **kwargs)
+        if given.arguments.get("latents") is not None:
+            given.arguments["latents"] = given.arguments["latents"].to(given.arguments["dtype"])
+        return prepare(*given.args, **given.kwargs)
+
+    pipe.prepare_latents = cast
 
 
 def _name(pipe) -> str:

@@ -2,6 +2,7 @@
 """A LoRA for somebody else's flow model says which source it was trained for, and of which weights."""
 
 import json
+from contextlib import contextmanager
 
 import torch
 
@@ -58,19 +59,40 @@ def adapter_source(pipe: DiffusionPipeline) -> LowFreqFlowMatchScheduler | None:
     Raises:
         ValueError: If it was trained on other weights, or if two in use are for different sources.
     """
-    transformer = getattr(pipe, "transformer", None)
-    if not getattr(transformer, "peft_config", None) or _are_disabled(transformer):
-        return None
     found = {}
-    for name in transformer.active_adapters():
-        facts = getattr(transformer.peft_config.get(name), "auto_mapping", None) or {}
-        if "factor" not in facts or "noise_ratio" not in facts:
-            continue
-        refuse_other_weights("pipe", transformer, facts)
+    for name, facts in _sources(getattr(pipe, "transformer", None)).items():
+        refuse_other_weights("pipe", pipe.transformer, facts)
         found[name] = {k: facts.get(k) for k in SOURCE}
     if len({json.dumps(source, sort_keys=True) for source in found.values()}) > 1:
         raise ValueError(f"`pipe` must not use LoRAs of different sources together, got {found}.")
     return LowFreqFlowMatchScheduler(**next(iter(found.values()))) if found else None
+
+
+def _sources(transformer) -> dict[str, dict]:
+    """The adapters in use that say what source they are for, and what they say."""
+    if not getattr(transformer, "peft_config", None) or _are_disabled(transformer):
+        return {}
+    facts = {
+        name: getattr(transformer.peft_config.get(name), "auto_mapping", None) or {}
+        for name in transformer.active_adapters()
+    }
+    return {name: said for name, said in facts.items() if "factor" in said and "noise_ratio" in said}
+
+
+@contextmanager
+def adapters_left_out(pipe: DiffusionPipeline):
+    """Let the pipeline run without the LoRAs that were trained to start from a coarse latent; others stay in use."""
+    names, scales = _sources(pipe.transformer), []
+    for module in pipe.transformer.modules() if names else ():
+        for name in names:
+            if name in getattr(module, "scaling", {}):
+                scales.append((module, name, module.scaling[name]))
+                module.scaling[name] = 0.0
+    try:
+        yield
+    finally:
+        for module, name, scale in scales:
+            module.scaling[name] = scale
 
 
 def refuse_other_weights(argument: str, transformer: torch.nn.Module, facts: dict):

@@ -4,6 +4,7 @@
 import copy
 import functools
 import inspect
+import itertools
 
 import numpy as np
 import torch
@@ -14,9 +15,10 @@ from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoding import decode_latents, encode_images
+from ..images import prepare_images
 from ..schedulers import LowFreqFlowMatchScheduler
-from .latents import latent_size, pack_latents, unpack_latents
-from .lora import SOURCE, adapter_source
+from .latents import cast_given_latents, latent_size, pack_latents, unpack_latents
+from .lora import SOURCE, adapter_source, adapters_left_out
 
 
 # What a stock scheduler's configuration must not ask of a plain, deterministic walk over the levels that are given
@@ -40,6 +42,7 @@ def generate_from_coarse(
     prior_latents: torch.Tensor | None = None,
     coarse_num_inference_steps: int | None = None,
     upsample: str = "pixels",
+    resize_mode: str | None = None,
     num_inference_steps: int = 4,
     height: int | None = None,
     width: int | None = None,
@@ -55,8 +58,8 @@ def generate_from_coarse(
     That is SDEdit (Meng et al. 2021, arXiv 2108.01073) on `U(low)`; a LoRA trained on the true pairs learns the rest.
 
     The call runs on a shallow copy of `pipe` whose scheduler is the stock Euler scheduler *without the model's shift*, which
-    would move the start (a requested 0.5 to 0.75 with a shift of 3); `pipe` itself is left as it is. That its first step
-    starts from the source, and at that level, is checked.
+    would move the start (a requested 0.5 to 0.75 with a shift of 3); `pipe` itself is left as it is. That it starts from the
+    source, and goes over these levels, is checked in every step.
 
     Args:
         pipe (`DiffusionPipeline`):
@@ -65,7 +68,8 @@ def generate_from_coarse(
         scheduler ([`LowFreqFlowMatchScheduler`], *optional*):
             What the source is: its `projection`, `factor` and `noise_ratio`. Omitted, that of the LoRA in use.
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-            Images to take the coarse latents of, brought to `height` times `width`; tensors in [0, 1] or [-1, 1].
+            Images to take the coarse latents of, of any size: PIL images of any mode, arrays `(height, width, channels)` and
+            tensors `(channels, height, width)` in [0, 1] or of bytes.
         prior_latents (`torch.Tensor` of shape `(batch, channels, latent_height / factor, latent_width / factor)`, *optional*):
             Coarse latents of unit scale, from a prior model. A batch of one, of the prompts, or of all images.
         coarse_num_inference_steps (`int`, *optional*):
@@ -76,6 +80,9 @@ def generate_from_coarse(
             it again; `"latents"` takes it for the coarse latent itself, which saves that but is right only for autoencoders
             whose latents look like small pictures. Many blur or break, because a small picture's latent is not the coarse
             version of a large one's.
+        resize_mode (`str`, *optional*):
+            What to do with an `image` of another aspect than `height` and `width`: `"crop"`, `"fill"` or `"default"`
+            (squeeze), as in diffusers' image processors. Omitted, it is refused.
         num_inference_steps (`int`, defaults to `4`):
             Steps N from the source on.
         height (`int`, *optional*), width (`int`, *optional*):
@@ -100,6 +107,8 @@ def generate_from_coarse(
         raise ValueError(
             "Pass one of `image`, `prior_latents` and `coarse_num_inference_steps`: what the start is coarse of."
         )
+    if upsample not in ("pixels", "latents"):
+        raise ValueError(f"`upsample` must be 'pixels' or 'latents', got {upsample!r}.")
     noise_ratio, factor = scheduler.config.noise_ratio, scheduler.config.factor
     if "use_resolution_binning" in takes:  # SANA would go to another size than the source has
         call.setdefault("use_resolution_binning", False)
@@ -114,7 +123,10 @@ def generate_from_coarse(
             options = {"num_inference_steps": coarse_num_inference_steps, "generator": generator}
             low = _run_coarse(pipe, scheduler, upsample, height, width, call | options)
         elif image is not None:
-            low = scheduler.projection.downsample(_encode(pipe, image, height, width))
+            channels = pipe.transformer.config.in_channels if pipe.vae is None else pipe.vae.config.in_channels
+            pixels = prepare_images(image, height, width, channels, resize_mode).to(pipe._execution_device)
+            latents = encode_images(pipe.vae, pixels) if pipe.vae is not None else pixels
+            low = scheduler.projection.downsample(latents.float())
         else:
             low = prior_latents
         device = pipe._execution_device
@@ -125,8 +137,9 @@ def generate_from_coarse(
         source = pack_latents(pipe, scheduler.make_source(low, noise))
 
     started = copy.copy(pipe)  # shares the components; its own scheduler
-    started.scheduler = _checked(plain_scheduler(pipe.scheduler), source, noise_ratio)
+    cast_given_latents(started)
     levels = np.linspace(noise_ratio, noise_ratio / num_inference_steps, num_inference_steps).tolist()
+    started.scheduler = _checked(plain_scheduler(pipe.scheduler), source, levels)
     return started(
         height=height,
         width=width,
@@ -143,6 +156,8 @@ def _check(pipe, scheduler, takes, call, counts) -> LowFreqFlowMatchScheduler:
     if not isinstance(pipe, DiffusionPipeline):
         raise ValueError(f"`pipe` must be a pipeline of diffusers, got {type(pipe).__name__}.")
     name = type(pipe).__name__
+    if "image" in takes:
+        raise ValueError(f"`pipe` must make images from prompts or labels alone, a {name} takes an `image` itself.")
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     for argument in ("latents", "sigmas"):
         if argument not in takes:
@@ -199,22 +214,25 @@ def plain_scheduler(stock):
     return cls(**kept | {k: v for k, v in PLAIN.items() if k in known})
 
 
-def _checked(scheduler, source: torch.Tensor, noise_ratio: float):
-    """Have the first step of `scheduler` refuse to start from anything but `source` at the level `noise_ratio`."""
-    step = scheduler.step
+def _checked(scheduler, source: torch.Tensor, levels: list[float]):
+    """Have `scheduler` refuse to start from anything but `source`, or to go over other levels than `levels`."""
+    step, count = scheduler.step, itertools.count()
 
     @functools.wraps(step)
-    def first_step(model_output, timestep, sample, *args, **kwargs):
-        scheduler.step = step
-        level = float(scheduler.sigmas[0])
-        if abs(level - noise_ratio) > 1e-5:
-            raise ValueError(f"`pipe` must start at the level {noise_ratio}, its call went to {level:.4g}.")
-        expected = source.to(sample.device, sample.dtype)
+    def checked_step(model_output, timestep, sample, *args, **kwargs):
+        i = next(count)
+        going = (float(scheduler.sigmas[i]), float(timestep) / scheduler.config.num_train_timesteps)
+        if i >= len(levels) or max(abs(level - levels[i]) for level in going) > 1e-4:
+            raise ValueError(
+                f"`pipe` must start at the level {levels[0]} and go over those that its call is given; in step {i + 1} it went to "
+                f"{going[0]:.4g} and told its model {going[1]:.4g}."
+            )
+        expected = source.to(sample.device, sample.dtype) if i == 0 else sample
         if sample.shape != expected.shape or not torch.equal(sample, expected):
             raise ValueError("`pipe` must start from the `latents` that its call is given, this one starts elsewhere.")
         return step(model_output, timestep, sample, *args, **kwargs)
 
-    scheduler.step = first_step
+    scheduler.step = checked_step
     return scheduler
 
 
@@ -232,6 +250,8 @@ def _size(pipe, takes, prior_latents, factor, height, width) -> tuple[int, int]:
         shape = tuple(prior_latents.shape) if isinstance(prior_latents, torch.Tensor) else type(prior_latents).__name__
         is_tensor = isinstance(prior_latents, torch.Tensor) and prior_latents.is_floating_point()
         channels = pipe.transformer.config.in_channels if pipe.vae is None else pipe.vae.config.latent_channels
+        if is_tensor and not prior_latents.isfinite().all():
+            raise ValueError("`prior_latents` must be finite, some are not.")
         if not is_tensor or prior_latents.ndim != 4 or [channels, height, width] != [prior_latents.shape[1], *sides]:
             raise ValueError(
                 f"`prior_latents` must be a floating point tensor of shape (batch, {channels}, height, width), of `height` and "
@@ -240,30 +260,15 @@ def _size(pipe, takes, prior_latents, factor, height, width) -> tuple[int, int]:
     return height, width
 
 
-def _encode(pipe, image, height: int, width: int) -> torch.Tensor:
-    """Encode pictures to latents of unit scale."""
-    images = image if isinstance(image, list) else [image]
-    images = [i.convert("RGB") if isinstance(i, Image.Image) else i for i in images]
-    try:
-        pixels = pipe.image_processor.preprocess(images, height=height, width=width)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"`image` must be a picture or a list of them: {error}") from error
-    if not pixels.isfinite().all():
-        raise ValueError("`image` must hold finite numbers, got some that are not.")
-    pixels = pixels.to(pipe._execution_device)
-    return encode_images(pipe.vae, pixels).float() if pipe.vae is not None else pixels.float()
-
-
 def _run_coarse(pipe, scheduler, upsample: str, height: int, width: int, call: dict) -> torch.Tensor:
     """Have the pipeline make coarse latents in its ordinary way, at `1 / factor` of the size."""
-    if upsample not in ("pixels", "latents"):
-        raise ValueError(f"`upsample` must be 'pixels' or 'latents', got {upsample!r}.")
     factor = scheduler.config.factor
     small_height, small_width = height // factor, width // factor
     latent_size(pipe, small_height, small_width)
     dropped = ("output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
     call = {k: v for k, v in call.items() if k not in dropped}
-    latents = pipe(height=small_height, width=small_width, output_type="latent", return_dict=False, **call)[0]
+    with adapters_left_out(pipe):  # what was trained on blurred images and low levels
+        latents = pipe(height=small_height, width=small_width, output_type="latent", return_dict=False, **call)[0]
     latents = unpack_latents(pipe, latents, small_height, small_width)
     if upsample == "latents":
         return latents
