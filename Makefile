@@ -48,7 +48,7 @@ style: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) benchmarks/overhead.py --output benchmarks/results/overhead.json
-	$(RUN) benchmarks/report.py --results benchmarks/results/overhead.json docs/one-step.md
+	$(RUN) benchmarks/report.py --results benchmarks/results/overhead.json docs/one-step.md docs/stock-pipelines.md
 
 bench-space: $(SPACE_STAMP)
 	$(SPACE)/bin/python benchmarks/space.py --output benchmarks/results/space.json --screenshot docs/figures/space.png

@@ -305,6 +305,20 @@ def objectives_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def starts_table(result: dict, metric: str) -> str:
+    """The time of `generate_from_coarse` on stock pipelines over their bare call."""
+    found = [
+        f"{row['ratio']:.3f} (quartiles {row['quartiles'][0]:.3f} to {row['quartiles'][1]:.3f}) on `{name}`"
+        for name, row in result["stock_starts"].items()
+    ]
+    (pairs,) = {row["pairs"] for row in result["stock_starts"].values()}
+    return (
+        f"The time of a call over that of the bare stock call with as many network calls, both in latents and in turn in one run: "
+        f"{', '.join(found)}; {pairs} pairs. Measured by `benchmarks/overhead.py` on {result['machine']}, "
+        f"{result['threads']} threads, torch {result['torch']}."
+    )
+
+
 def text_table(result: dict) -> str:
     """How often the grader names the class in the prompt, and the class of a negative prompt."""
 
@@ -507,6 +521,7 @@ TABLES = {
 }
 VIEWS = {
     None: study_table,
+    "starts": starts_table,
     "budgets": budgets_table,
     "gap": gap_table,
     "ratios": ratios_table,
@@ -531,7 +546,7 @@ def table(result: dict, view: str | None = None, metric: str = "kernel_distance"
     """Make the Markdown of a results file; no figure in it comes from anywhere else."""
     for kind, make in TABLES.items():
         if kind in result:
-            return make(result)
+            return starts_table(result, metric) if view == "starts" else make(result)
     if "rows" in result:
         return coupling_table(result)
     return VIEWS[view](by_grader(result, grader) if grader else result, metric)
