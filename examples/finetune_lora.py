@@ -341,7 +341,6 @@ def train(pipe, scheduler, convention, cache, conditions, texts, args):
             validate(step, pipe, scheduler, cache, conditions, texts, args, accelerator)
     progress.close()
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     model.eval()
     return accelerator, {
         "trained": f"{sum(p.numel() for p in trained):,} weights"
@@ -484,6 +483,7 @@ def main(args):
             ignored = ["*checkpoint-*", "cache/*", "logs/*", ".*"]
             upload_folder(repo_id=repo_id, folder_path=args.output_dir, ignore_patterns=ignored, token=args.hub_token)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -200,8 +200,18 @@ def test_what_is_in_the_cache_is_not_fetched_again(workplace, hub):
     assert any(method == "GET" and path.endswith("safetensors") for method, path in hub.requests)
     hub.requests.clear()
     assert load(workplace, hub, pipe=by_name("org/name")) == first
-    assert not [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
-    assert len(hub.requests) <= 3, hub.requests  # diffusers' own; since 0.42 two, for the state of the repository
+    assert hub.requests == [("GET", "/api/models/org/name")]
+    # What is new there is fetched, and what is lacking in the cache
+    other = make_pipeline(vae=None, transformer=make_transformer(seed=9))
+    other.save_pretrained("other")
+    hub.repos["models", "org/name"] = files_of("other")
+    assert load(workplace, hub, pipe=by_name("org/name")) != first
+    second = load(workplace, hub, pipe=by_name("org/name"))
+    for path in (workplace / "fresh").rglob("snapshots/*/transformer/*.safetensors"):
+        path.unlink()
+    hub.requests.clear()
+    assert load(workplace, hub, pipe=by_name("org/name")) == second != first
+    assert [path for method, path in hub.requests if path.endswith("transformer/diffusion_pytorch_model.safetensors")]
 
 
 def test_what_cannot_be_loaded_is_named(workplace, hub):

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HELPERS = ["tiny.py", "scripts.py", "stock.py", "hub_server.py"]
 TESTS = ["test_loading.py", "test_pipeline.py", "test_transformer.py", "test_guiders.py", "test_hub.py"]
-TESTS += ["test_text_to_image.py", "test_stock_start.py", "test_stock_lora.py"]
+TESTS += ["test_text_to_image.py", "test_stock_start.py"]
 
 
 @pytest.mark.slow

@@ -5,11 +5,12 @@ import inspect
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import file_exists
+from huggingface_hub import HfApi, file_exists, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
 
 import diffusers
@@ -107,6 +108,30 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
                 + (f" at `revision` {revision!r}" if revision is not None else "")
                 + f" cannot be loaded as a pipeline: {error}"
             ) from error
+
+    @classmethod
+    def download(cls, pretrained_model_name, **kwargs):
+        """Download as diffusers does; of what the cache holds whole, one question to the Hub says that it is still the same."""
+        if not any(kwargs.get(k) for k in ("local_files_only", "force_download", "custom_pipeline", "variant")):
+            folder = cls._cached_snapshot(pretrained_model_name, kwargs)
+            if folder is not None:
+                return folder
+        return super().download(pretrained_model_name, **kwargs)
+
+    @staticmethod
+    def _cached_snapshot(name: str, kwargs: dict) -> str | None:
+        """The folder of a repository's present state in the cache, if it holds every file of every component."""
+        try:
+            info = HfApi(token=kwargs.get("token")).model_info(name, revision=kwargs.get("revision"))
+        except Exception:  # no such repository, no network, no right to read: diffusers says it
+            return None
+        cached = partial(try_to_load_from_cache, name, cache_dir=kwargs.get("cache_dir"), revision=info.sha)
+        index = cached("model_index.json")
+        if not isinstance(index, str):
+            return None
+        components = [k for k, v in json.loads(Path(index).read_text(encoding="utf-8")).items() if isinstance(v, list)]
+        files = [file.rfilename for file in info.siblings if file.rfilename.split("/")[0] in components]
+        return str(Path(index).parent) if all(isinstance(cached(file), str) for file in files) else None
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
