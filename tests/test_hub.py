@@ -12,6 +12,7 @@ from PIL import Image
 from scripts import CLASSES, EXAMPLES, make_folder, make_pixels, make_vae, run_process, workplace
 from tiny import make_pipeline, make_text_pipeline, make_transformer
 
+import diffusers
 from diffusers_lowfreq import LowFreqPipeline
 
 
@@ -200,7 +201,8 @@ def test_what_is_in_the_cache_is_not_fetched_again(workplace, hub):
     assert any(method == "GET" and path.endswith("safetensors") for method, path in hub.requests)
     hub.requests.clear()
     assert load(workplace, hub, pipe=by_name("org/name")) == first
-    assert hub.requests == [("GET", "/api/models/org/name")]
+    assert not [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
+    assert len(hub.requests) <= (1 if diffusers.__version__ >= "0.42" else 3)
     # What is new there is fetched, and what is lacking in the cache
     other = make_pipeline(vae=None, transformer=make_transformer(seed=9))
     other.save_pretrained("other")
