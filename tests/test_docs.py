@@ -27,7 +27,7 @@ PAGES = [f"checkpoints/{name}/README.md" for name in (*CHECKPOINTS, "cifar10-32-
 # Every page with snippets but the one of other people's models, which test_stock_lora.py runs with tiny ones
 GUIDES = sorted(p.name for p in (ROOT / "docs").glob("*.md") if "```py" in p.read_text(encoding="utf-8"))
 GUIDES = [f"docs/{name}" for name in GUIDES if name != "stock-pipelines.md"]
-PAGES += [pytest.param(guide, marks=pytest.mark.slow) for guide in GUIDES]
+PAGES += GUIDES
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -56,6 +56,7 @@ def python_of(file):
     return re.findall(r"```(?:python|py)\n(.*?)```", (ROOT / file).read_text(encoding="utf-8"), re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", PAGES)
 def test_python_of_guides_and_cards_runs_from_a_clone(tmp_path, file):
     """All snippets of a page, one after the other, as a reader would."""

@@ -15,6 +15,7 @@ from tiny import randomize
 
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqUpscalePipeline
 from diffusers_lowfreq.training import DegradedImages, load_images
+from diffusers_lowfreq.training.state import load_ema_state
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
@@ -38,7 +39,7 @@ def base(workplace, images):
 
 def lora_state(checkpoint):
     folder = os.path.join(checkpoint, "transformer")
-    found = {"lora": load_file(f"{folder}/{LORA}"), "ema": torch.load(f"{folder}_ema.bin")}
+    found = {"lora": load_file(f"{folder}/{LORA}"), "ema": load_ema_state(f"{folder}_ema.safetensors")}
     return found | {k: torch.load(f"{checkpoint}/{k}") for k in ("optimizer.bin", "custom_checkpoint_0.pkl")}
 
 

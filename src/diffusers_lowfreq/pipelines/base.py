@@ -29,7 +29,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..autoencoding import decode_latents
 from ..evaluation.flops import count_flops
 from ..model_card import save_model_card
-from ..schedulers import LowFreqFlowMatchScheduler
+from ..schedulers import LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
 from ..stock.lora import refuse_other_weights
 from ..versioned_config import VersionedConfigMixin
 from .pipeline_output import LowFreqPipelineOutput
@@ -256,17 +256,10 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         prior_scheduler = self.prior_scheduler
         if prior_scheduler is None:
             return
-        config = prior_scheduler.config
         name = type(prior_scheduler).__name__
-        is_flow = name.startswith(("FlowMatch", "FlowMap", "LowFreqFlowMatch")) or config.get("use_flow_sigmas", False)
-        is_deterministic = (
-            "LCM" not in name
-            and "Ancestral" not in name
-            and not config.get("stochastic_sampling", False)
-            and not str(config.get("algorithm_type", "")).startswith("sde")
-        )
+        is_flow = is_flow_sampler(prior_scheduler) or name.startswith("FlowMap")
         takes_sigmas = "sigmas" in inspect.signature(prior_scheduler.set_timesteps).parameters
-        if not (is_flow and is_deterministic and takes_sigmas):
+        if not is_flow or redraws_noise(prior_scheduler) or not takes_sigmas:
             raise ValueError(
                 "`prior_scheduler` must be a deterministic flow-matching scheduler that takes `sigmas` (for example "
                 f"FlowMatchEulerDiscreteScheduler without `stochastic_sampling`), got {name}."

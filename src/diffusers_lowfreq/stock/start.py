@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoding import decode_latents, encode_images
 from ..images import prepare_images
-from ..schedulers import LowFreqFlowMatchScheduler
+from ..schedulers import LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
 from .latents import cast_given_latents, latent_size, pack_latents, unpack_latents
 from .lora import SOURCE, adapter_source, adapters_left_out
 
@@ -189,9 +189,8 @@ def _check(pipe, scheduler, takes, call, counts) -> LowFreqFlowMatchScheduler:
             raise ValueError(f"`{argument}` must be a positive integer, got {value!r}.")
     stock, config = pipe.scheduler, pipe.scheduler.config
     kind = type(stock).__name__
-    is_flow = kind.startswith(("FlowMatch", "LowFreqFlowMatch")) or config.get("use_flow_sigmas", False)
-    redraws = "LCM" in kind or config.get("stochastic_sampling", False) or "sde" in str(config.get("algorithm_type"))
-    if not is_flow or redraws:
+    redraws = redraws_noise(stock)
+    if redraws or not is_flow_sampler(stock):
         raise ValueError(
             f"`pipe` must be a flow pipeline with a deterministic sampler, its scheduler is a {kind}"
             + (", which draws new noise." if redraws else ", of another kind of model.")

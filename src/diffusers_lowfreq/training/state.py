@@ -8,10 +8,11 @@ import re
 import shutil
 import sys
 
-import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 
 
@@ -105,6 +106,20 @@ def _checkpoints(output_dir: str, prefix: str) -> list[str]:
     return sorted(found, key=lambda name: int(name.rsplit("-", 1)[1]))
 
 
+def save_ema_state(ema: EMAModel, path: str):
+    """Save averages that are no whole model: the tensors in their order, the settings and the count as metadata."""
+    state = ema.state_dict()
+    averages = {f"{i:06d}": value.contiguous() for i, value in enumerate(state.pop("shadow_params"))}
+    save_file(averages, path, metadata={"ema": json.dumps(state)})
+
+
+def load_ema_state(path: str) -> dict:
+    """Read what `save_ema_state` wrote, as `EMAModel.load_state_dict` takes it."""
+    with safe_open(path, framework="pt") as file:
+        averages = [file.get_tensor(name) for name in sorted(file.keys())]
+        return json.loads(file.metadata()["ema"]) | {"shadow_params": averages}
+
+
 def register_model_hooks(accelerator, model, ema, name: str):
     """
     Have `accelerator.save_state` write `<name>/` and `<name>_ema/` as ordinary model folders, and `load_state` read them.
@@ -135,7 +150,7 @@ def register_model_hooks(accelerator, model, ema, name: str):
             else:
                 model.save_pretrained(folder)
             if ema is not None and is_lora:  # the averages of a LoRA, of which diffusers makes no model
-                torch.save(ema.state_dict(), f"{folder}_ema.bin")
+                save_ema_state(ema, f"{folder}_ema.safetensors")
             elif ema is not None:
                 ema.save_pretrained(f"{folder}_ema")
         weights.clear()  # or accelerate would write them once more
@@ -151,7 +166,7 @@ def register_model_hooks(accelerator, model, ema, name: str):
             model.load_state_dict(type(model).from_pretrained(input_dir, subfolder=name).state_dict())
         if ema is not None:
             if is_lora:
-                saved = torch.load(f"{folder}_ema.bin", weights_only=True)
+                saved = load_ema_state(f"{folder}_ema.safetensors")
             else:
                 saved = ema.from_pretrained(f"{folder}_ema", type(model), foreach=ema.foreach).state_dict()
             ema.load_state_dict(saved)
