@@ -906,11 +906,11 @@ STUDIES = {path.stem: json.loads(path.read_text()) for path in (BENCHMARKS / "st
 STUDIES = sorted(name for name, study in STUDIES.items() if study["runs"])
 
 
-TIERS = json.loads((BENCHMARKS / "tiers.json").read_text())
+TIER_NAMES = list(json.loads((BENCHMARKS / "tiers.json").read_text()))
 
 
 @pytest.mark.parametrize("study", STUDIES)
-@pytest.mark.parametrize("tier", ["cpu", *(pytest.param(t, marks=pytest.mark.slow) for t in TIERS if t != "cpu")])
+@pytest.mark.parametrize("tier", ["cpu", *(pytest.param(t, marks=pytest.mark.slow) for t in TIER_NAMES if t != "cpu")])
 def test_every_study_parses_in_every_tier_and_keeps_its_limits(study, tier):
     """Options of all runs are taken by the scripts; networks, runs and graders are of the size that the tier allows."""
     content, settings = run_study.read_study(study, tier)
