@@ -53,6 +53,7 @@ from diffusers_lowfreq.training import (
     machine_kind,
     parse_with_config,
     register_model_hooks,
+    register_schedule,
     resume_checkpoint,
     save_checkpoint,
     uniform,
@@ -263,9 +264,9 @@ def train(pipe, scheduler, convention, cache, conditions, texts, args):
     lr_scheduler = get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
     )
-    register_model_hooks(accelerator, model, None, "transformer")
-    accelerator.register_for_checkpointing(lr_scheduler)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    register_model_hooks(accelerator, model, None, "transformer")
+    register_schedule(accelerator, lr_scheduler)
     global_batch_size = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     step = resume_checkpoint(accelerator, args, global_batch_size) if args.resume_from_checkpoint else 0
     sampler = KeyedBatchSampler(

@@ -28,6 +28,7 @@ from diffusers_lowfreq.training import (
     LatentCache,
     load_images,
     parse_with_config,
+    register_schedule,
     resume_checkpoint,
     save_checkpoint,
     uniform,
@@ -155,7 +156,7 @@ def main(args):
     )
     projection = LowFrequencyProjection(args.projection, args.factor)
     autoencoder, optimizer = accelerator.prepare(CoarseAutoencoder(vae, projection), optimizer)
-    accelerator.register_for_checkpointing(lr_scheduler)
+    register_schedule(accelerator, lr_scheduler)
     # Validation images are chosen by seed, since many sets are sorted by class.
     order = torch.randperm(len(cache), generator=torch.Generator().manual_seed(args.seed)).tolist()
     train_indices, val_indices = order[:num_train], order[num_train:]

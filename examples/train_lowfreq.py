@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import re
+import sys
 import time
 from datetime import timedelta
 from functools import partial
@@ -63,14 +64,22 @@ from diffusers_lowfreq.training import (
     DegradedPairs,
     KeyedBatchSampler,
     LatentCache,
+    Termination,
+    averaged_weights,
+    check_engine,
+    configure_engine,
+    engine,
+    finish,
     keyed_generator,
     load_images,
     machine_kind,
     parse_with_config,
     register_model_hooks,
+    register_schedule,
     resume_checkpoint,
     save_checkpoint,
     uniform,
+    whole,
 )
 
 
@@ -605,18 +614,11 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     )
     device = accelerator.device
     model = getattr(pipeline, name).train().to(device)
-    if model.config.use_meanflow:
-        check_derivative(model, args.derivative)
+    model_class = type(model)
     if args.rank is not None:
         add_lora(model, args.rank, args.seed)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    ema = None
-    if args.use_ema:
-        ema = EMAModel(
-            trainable(model), args.ema_decay, model_cls=type(model), model_config=model.config, foreach=True
-        )
-        ema.to(device)
     optimizer = torch.optim.AdamW(
         trainable(model),
         lr=learning_rate,
@@ -628,9 +630,20 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     lr_scheduler = get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
     )
-    register_model_hooks(accelerator, model, ema, name)
-    accelerator.register_for_checkpointing(lr_scheduler)
+    make_ema = partial(EMAModel, decay=args.ema_decay, model_cls=model_class, model_config=model.config, foreach=True)
+    kind = engine(accelerator)
+    configure_engine(accelerator, batch_size, args.gradient_accumulation_steps, args.max_grad_norm)
+    # DeepSpeed may take the weights away, or to half precision, and FSDP2 replaces them: before the one, after the other
+    ema = make_ema(trainable(model)) if args.use_ema and kind != "fsdp" else None
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    if args.use_ema and kind == "fsdp":
+        ema = make_ema(trainable(model))
+    if ema is not None:
+        ema.to(device)
+    if model.config.use_meanflow:
+        check_derivative(model, args.derivative)
+    register_model_hooks(accelerator, model, ema, name)
+    register_schedule(accelerator, lr_scheduler)
     global_batch_size = batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     step = resume_checkpoint(accelerator, args, global_batch_size, prefix) if args.resume_from_checkpoint else 0
 
@@ -676,6 +689,8 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     if args.report_to:
         accelerator.init_trackers(f"train_{part}", config={k: str(v) for k, v in vars(args).items()})
 
+    can_skip = not kind.startswith("zero") or accelerator.mixed_precision == "fp16"
+    terminated = Termination(accelerator)
     progress = tqdm(
         total=max_train_steps, initial=step, desc=part, disable=not accelerator.is_local_main_process, smoothing=0.05
     )
@@ -729,7 +744,9 @@ def train(part, pipeline, cache, captions, args, teacher=None):
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
-                # A gradient that is not finite is not followed. (With float16 the scaler sees to that, and must be told.)
+                grad_norm = torch.as_tensor(whole(grad_norm))
+                # A gradient that is not finite is not followed. (With float16 the scaler sees to that, and must be told;
+                # DeepSpeed has followed it by now, but for float16.)
                 is_followed = bool(grad_norm.isfinite())
                 if accelerator.scaler is None and not is_followed:
                     optimizer.zero_grad()
@@ -743,9 +760,9 @@ def train(part, pipeline, cache, captions, args, teacher=None):
 
         skipped_in_a_row = 0 if is_followed else skipped_in_a_row + 1
         skipped += skipped_in_a_row > 0
-        if skipped_in_a_row == MAX_SKIPPED_STEPS:
+        if skipped_in_a_row == (MAX_SKIPPED_STEPS if can_skip else 1):
             raise RuntimeError(
-                f"The training of the {part} was stopped at step {step + 1}: {MAX_SKIPPED_STEPS} gradients in a row were not "
+                f"The training of the {part} was stopped at step {step + 1}: {skipped_in_a_row} gradients in a row were not "
                 "finite. The last checkpoint is whole; go on from it with a lower learning rate."
             )
         lr_scheduler.step()
@@ -763,18 +780,28 @@ def train(part, pipeline, cache, captions, args, teacher=None):
             logs = {"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0], "images_per_second": rate}
             logs |= {"grad_norm": grad_norm.item(), "skipped_steps": skipped / (step - first_step)}
             accelerator.log({f"{part}/{k}": v for k, v in logs.items()}, step=step)
-        if step % args.checkpointing_steps == 0 or step == max_train_steps:
-            save_checkpoint(accelerator, args, step, global_batch_size, prefix)
-        if (step % args.validation_steps == 0 or step == max_train_steps) and accelerator.is_main_process:
+        is_last = step == max_train_steps or terminated()
+        if step % args.checkpointing_steps == 0 or is_last:
+            path = save_checkpoint(accelerator, args, step, global_batch_size, prefix)
+        if is_last and step < max_train_steps:
+            accelerator.print(f"SIGTERM: {path} is saved; go on with `--resume_from_checkpoint latest`.")
+            sys.exit(terminated.EXIT_CODE)
+        # What is in parts, all processes must run together
+        if (step % args.validation_steps == 0 or step == max_train_steps) and (
+            accelerator.is_main_process or kind in ("fsdp", "zero3")
+        ):
             validate(part, step, pipeline, cache, captions, ema, args, accelerator, teacher)
             since = time.monotonic()
     progress.close()
+    terminated.restore()
 
-    if ema is not None:
-        ema.copy_to(trainable(model))
+    model = finish(accelerator, model, model_class, ema, keep=accelerator.is_main_process or is_prior)
+    setattr(pipeline, name, model)
     accelerator.wait_for_everyone()
     for tracker in accelerator.trackers:  # not `end_training`: the flow comes after the prior
         tracker.finish()
+    if model is None:
+        return {}
     model.eval()
     facts = {
         "parameters": f"{model.num_parameters(only_trainable=True):,}",
@@ -785,6 +812,7 @@ def train(part, pipeline, cache, captions, args, teacher=None):
         "EMA decay": args.ema_decay if args.use_ema else "none",
         "mixed precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
+        "engine": kind,
     }
     # What a run that took the last step measured is kept for one that only assembles the pipeline.
     path = os.path.join(args.output_dir, f"{prefix}training.json")
@@ -829,9 +857,6 @@ def validate(part, step, pipeline, cache, captions, ema, args, accelerator, teac
     if pipeline.transformer is None:
         return  # a prior alone shows nothing yet
     model = pipeline.prior if part == "prior" else pipeline.transformer
-    if ema is not None:
-        ema.store(trainable(model))
-        ema.copy_to(trainable(model))
     model.eval()
     n, num_classes = args.num_validation_images, pipeline.transformer.config.num_classes
     inputs, negative, origin = {}, {}, "generated"
@@ -856,32 +881,36 @@ def validate(part, step, pipeline, cache, captions, ema, args, accelerator, teac
         if "class_labels" in inputs:
             inputs["class_labels"] = batch["label"]
     images = []
-    for pipe in (pipeline,) if teacher is None else (teacher, pipeline):
-        for network in (pipe.transformer, pipe.prior, pipe.vae):
-            if network is not None:
-                network.to(accelerator.device)
-        pipe.set_progress_bar_config(disable=True)
-        scales = {"guidance_interval": args.guidance_interval} if pipe is teacher else {}
-        for of, name, network in (
-            ("flow", "guidance_scale", pipe.transformer),
-            ("prior", "prior_guidance_scale", pipe.prior),
-        ):
-            is_conditional = num_classes is not None or captions is not None
-            if is_conditional and network is not None and not network.config.use_meanflow:
-                is_distilled = teacher is not None and args.train in (of, "both")
-                scales[name] = (getattr(args, name) or 1.0) if is_distilled else args.validation_guidance_scale
-        for num_inference_steps in (1, 2, 4, 8):
-            generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
-            output = pipe(
-                num_images_per_prompt=1 if inputs else n,
-                generator=generators,
-                output_prior_images=part == "prior",
-                **{steps_of_part: num_inference_steps},
-                **inputs,
-                **scales,
-                **(negative if scales else {}),
-            )
-            images += output.prior_images if part == "prior" else output.images
+    with averaged_weights(accelerator, trainable(model), ema):
+        for pipe in (pipeline,) if teacher is None else (teacher, pipeline):
+            for network in (pipe.transformer, pipe.prior, pipe.vae):
+                if network is not None:
+                    network.to(accelerator.device)
+            pipe.set_progress_bar_config(disable=True)
+            scales = {"guidance_interval": args.guidance_interval} if pipe is teacher else {}
+            for of, name, network in (
+                ("flow", "guidance_scale", pipe.transformer),
+                ("prior", "prior_guidance_scale", pipe.prior),
+            ):
+                is_conditional = num_classes is not None or captions is not None
+                if is_conditional and network is not None and not network.config.use_meanflow:
+                    is_distilled = teacher is not None and args.train in (of, "both")
+                    scales[name] = (getattr(args, name) or 1.0) if is_distilled else args.validation_guidance_scale
+            for num_inference_steps in (1, 2, 4, 8):
+                generators = [keyed_generator(args.seed, "validation", i) for i in range(n)]
+                output = pipe(
+                    num_images_per_prompt=1 if inputs else n,
+                    generator=generators,
+                    output_prior_images=part == "prior",
+                    **{steps_of_part: num_inference_steps},
+                    **inputs,
+                    **scales,
+                    **(negative if scales else {}),
+                )
+                images += output.prior_images if part == "prior" else output.images
+    model.train()
+    if not accelerator.is_main_process:
+        return
     grid = make_image_grid(images, rows=len(images) // n, cols=n)
     folder = os.path.join(args.output_dir, "samples")
     os.makedirs(folder, exist_ok=True)
@@ -890,24 +919,20 @@ def validate(part, step, pipeline, cache, captions, ema, args, accelerator, teac
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({f"{part}/samples": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
-    if ema is not None:
-        ema.restore(trainable(model))
-    model.train()
 
 
 def main(args):
     # The other processes wait while the main one encodes the images, which may take hours.
     timeout = InitProcessGroupKwargs(timeout=timedelta(days=1))
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[timeout])
-    if accelerator.distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise ValueError(
-            f"`distributed_type` of the accelerate configuration must be one of plain data parallelism, got "
-            f"{accelerator.distributed_type.name}: its checkpoints would lack the sharded weights."
-        )
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise ValueError(
-            "`mixed_precision` must be 'no' or 'bf16' here: 'fp16' needs a gradient scaler, which this device has not."
-        )
+    check_engine(accelerator)
+    if engine(accelerator) in ("fsdp", "zero3"):
+        if args.rank is not None:
+            raise ValueError(
+                "`rank` must be left out where the weights are sharded; a LoRA trains under DDP or ZeRO-2."
+            )
+        if (args.teacher is not None or args.objective == "mean_flow") and args.derivative == "forward":
+            raise ValueError("`derivative` must be 'central' where the weights are sharded, got 'forward'.")
     repo_id = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
     if args.push_to_hub and accelerator.is_main_process:  # first of all: a wrong name or token shows now
         repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id
@@ -947,6 +972,11 @@ def main(args):
 
     teacher = load_teacher(args)
     pipeline, cache, captions = build_pipeline(args, cache_latents, cache_captions, teacher)
+    if accelerator.num_processes > len(cache):
+        raise ValueError(
+            f"`num_processes` of the accelerate configuration must not exceed the number of images, {len(cache)}, got "
+            f"{accelerator.num_processes}."
+        )
     pairs = cache
     if args.degraded_share is not None:
         pairs = DegradedPairs(cache, cache_latents(pipeline.vae, DegradedImages(images)))

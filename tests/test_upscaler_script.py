@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """`examples/train_lowfreq.py` on coarse latents of degraded images, and with a LoRA."""
 
+import json
 import os
 import re
 import shutil
@@ -40,7 +41,9 @@ def base(workplace, images):
 def lora_state(checkpoint):
     folder = os.path.join(checkpoint, "transformer")
     found = {"lora": load_file(f"{folder}/{LORA}"), "ema": load_ema_state(f"{folder}_ema.safetensors")}
-    return found | {k: torch.load(f"{checkpoint}/{k}") for k in ("optimizer.bin", "custom_checkpoint_0.pkl")}
+    with open(f"{checkpoint}/lr_scheduler.json") as file:
+        found["lr_scheduler.json"] = json.load(file)
+    return found | {"optimizer.bin": torch.load(f"{checkpoint}/optimizer.bin")}
 
 
 @pytest.mark.parametrize("share, kinds", [(0.0, {"true"}), (0.5, {"true", "degraded"}), (1.0, {"degraded"})])
@@ -99,7 +102,7 @@ def test_batch_8_is_accumulation_of_4_times_2(workplace, base):
     actual, expected = (lora_state(f"out{batch}/checkpoint-4") for batch in (4, 8))
     assert_same(actual["lora"], expected["lora"], rtol=1e-3, atol=1e-5)
     assert_same(actual["ema"]["shadow_params"], expected["ema"]["shadow_params"], rtol=1e-3, atol=1e-5)
-    assert actual["custom_checkpoint_0.pkl"] == expected["custom_checkpoint_0.pkl"]
+    assert actual["lr_scheduler.json"] == expected["lr_scheduler.json"]
 
 
 def test_a_lora_is_all_that_a_run_leaves_and_it_loads(workplace, base):

@@ -3,11 +3,19 @@
 
 from .caption_cache import CaptionCache
 from .degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
+from .engines import averaged_weights, check_engine, configure_engine, engine, finish, whole
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
 from .latent_cache import LatentCache
 from .machine import machine_kind
-from .state import parse_with_config, register_model_hooks, resume_checkpoint, save_checkpoint
+from .state import (
+    Termination,
+    parse_with_config,
+    register_model_hooks,
+    register_schedule,
+    resume_checkpoint,
+    save_checkpoint,
+)
 
 
 __all__ = [
@@ -18,13 +26,21 @@ __all__ = [
     "ImageDataset",
     "KeyedBatchSampler",
     "LatentCache",
+    "Termination",
+    "averaged_weights",
+    "check_engine",
+    "configure_engine",
     "degrade",
+    "engine",
+    "finish",
     "keyed_generator",
     "load_images",
     "machine_kind",
     "parse_with_config",
     "register_model_hooks",
+    "register_schedule",
     "resume_checkpoint",
     "save_checkpoint",
     "uniform",
+    "whole",
 ]

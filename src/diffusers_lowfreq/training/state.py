@@ -6,19 +6,25 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 
+from .engines import check_sharded_checkpoint, engine
+
 
 logger = logging.get_logger(__name__)
 
 ARGUMENTS = "training_args.json"
+SCHEDULE = "lr_scheduler.json"
 
 # What may differ between a run and its resume without changing the trajectory. How a global batch is split is here
 # because every draw is keyed by the position in it; its total size is compared apart.
@@ -124,11 +130,12 @@ def register_model_hooks(accelerator, model, ema, name: str):
     """
     Have `accelerator.save_state` write `<name>/` and `<name>_ema/` as ordinary model folders, and `load_state` read them.
 
-    Of a model with a LoRA only that is trained, and saved.
+    Of a model with a LoRA only that is trained, and saved. What an engine keeps in parts, the engine saves in parts: the
+    weights, and under FSDP2 the averages.
 
     Args:
         accelerator (`Accelerator`):
-            The accelerator that prepares the model.
+            The accelerator that has prepared the model.
         model (`ModelMixin`):
             The bare model.
         ema (`EMAModel`, *optional*):
@@ -138,42 +145,108 @@ def register_model_hooks(accelerator, model, ema, name: str):
     """
 
     is_lora = bool(getattr(model, "peft_config", None))
+    kind = engine(accelerator)
 
     def save(models, weights, output_dir):
+        folder = os.path.join(output_dir, name)
+        if kind == "fsdp" and ema is not None:  # on every process
+            torch.distributed.checkpoint.save(_sharded(ema), checkpoint_id=f"{folder}_ema")
         if accelerator.is_main_process:
-            folder = os.path.join(output_dir, name)
-            if is_lora:
+            if kind == "data_parallel" and is_lora:
                 from peft import get_peft_model_state_dict
 
                 os.makedirs(folder)
                 save_file(get_peft_model_state_dict(model), os.path.join(folder, LORA_WEIGHT_NAME_SAFE))
-            else:
+            elif kind == "data_parallel":
                 model.save_pretrained(folder)
             if ema is not None and is_lora:  # the averages of a LoRA, of which diffusers makes no model
                 save_ema_state(ema, f"{folder}_ema.safetensors")
-            elif ema is not None:
+            elif ema is not None and kind != "fsdp":
                 ema.save_pretrained(f"{folder}_ema")
         weights.clear()  # or accelerate would write them once more
 
     def load(models, input_dir):
         models.clear()
         folder = os.path.join(input_dir, name)
-        if is_lora:
+        if kind == "data_parallel" and is_lora:
             from peft import set_peft_model_state_dict
 
             set_peft_model_state_dict(model, load_file(os.path.join(folder, LORA_WEIGHT_NAME_SAFE)))
-        else:
+        elif kind == "data_parallel":
             model.load_state_dict(type(model).from_pretrained(input_dir, subfolder=name).state_dict())
         if ema is not None:
-            if is_lora:
-                saved = load_ema_state(f"{folder}_ema.safetensors")
+            if kind == "fsdp":
+                saved = _sharded(ema)
+                torch.distributed.checkpoint.load(saved, checkpoint_id=f"{folder}_ema")
+                ema.optimization_step = saved["optimization_step"]
+            elif is_lora:
+                ema.load_state_dict(load_ema_state(f"{folder}_ema.safetensors"))
             else:
-                saved = ema.from_pretrained(f"{folder}_ema", type(model), foreach=ema.foreach).state_dict()
-            ema.load_state_dict(saved)
+                saved = ema.from_pretrained(f"{folder}_ema", ema.model_cls, foreach=ema.foreach)
+                ema.load_state_dict(saved.state_dict())
             ema.to(accelerator.device)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def register_schedule(accelerator, lr_scheduler):
+    """
+    Have `accelerator.save_state` write the schedule of the learning rate as JSON, and `load_state` read it.
+
+    (`register_for_checkpointing` would unpickle whatever the file asks for.)
+    """
+
+    def save(models, weights, output_dir):
+        if accelerator.is_main_process:
+            with open(os.path.join(output_dir, SCHEDULE), "w", encoding="utf-8") as file:
+                json.dump(lr_scheduler.state_dict(), file)
+
+    def load(models, input_dir):
+        with open(os.path.join(input_dir, SCHEDULE), encoding="utf-8") as file:
+            lr_scheduler.load_state_dict(json.load(file))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def _sharded(ema: EMAModel) -> dict:
+    return {"averages": dict(enumerate(ema.shadow_params)), "optimization_step": ema.optimization_step}
+
+
+class Termination:
+    """
+    Notes a SIGTERM, as batch systems send it before they kill, so that a run can save and leave between two steps.
+
+    Calling it says whether any process of the run has had the signal; every process must call it at the same step.
+
+    Args:
+        accelerator (`Accelerator`):
+            The accelerator of the run.
+    """
+
+    EXIT_CODE = 128 + signal.SIGTERM
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self.noted = False
+        self._before = None
+        if threading.current_thread() is threading.main_thread():  # no other may set a handler
+            self._before = signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_):
+        self.noted = True
+
+    def __call__(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.noted
+        noted = torch.tensor(float(self.noted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(noted, "sum"))
+
+    def restore(self):
+        """Put back what was done at a SIGTERM before."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
 
 
 def save_checkpoint(accelerator, args: argparse.Namespace, step: int, global_batch_size: int, prefix: str = "") -> str:
@@ -181,23 +254,41 @@ def save_checkpoint(accelerator, args: argparse.Namespace, step: int, global_bat
     Save the state of a run as `<output_dir>/<prefix>checkpoint-<step>`, on every rank, and prune old ones.
 
     The folder is written beside and renamed when it is whole, so a kill never leaves a broken `latest`.
+
+    Raises:
+        OSError: If it cannot be written, for example on a full disk. What was written of it is removed; the checkpoints
+            before it are whole.
     """
     path = os.path.join(args.output_dir, f"{prefix}checkpoint-{step}")
     temporary = os.path.join(args.output_dir, f".{prefix}checkpoint-{step}.tmp")
-    if accelerator.is_main_process:
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.makedirs(temporary)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(temporary)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            with open(os.path.join(temporary, ARGUMENTS), "w", encoding="utf-8") as file:
+                json.dump(_comparable(args, global_batch_size), file, indent=1)
+            for folder, _, files in os.walk(
+                temporary
+            ):  # or a power failure after the renaming might lose what is inside
+                for name in files:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        os.fsync(file.fileno())
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        os.makedirs(temporary)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(temporary)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with open(os.path.join(temporary, ARGUMENTS), "w", encoding="utf-8") as file:
-            json.dump(_comparable(args, global_batch_size), file, indent=1)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-        if args.checkpoints_total_limit is not None:
-            for name in _checkpoints(args.output_dir, prefix)[: -args.checkpoints_total_limit]:
-                shutil.rmtree(os.path.join(args.output_dir, name))
+        whole = _checkpoints(args.output_dir, prefix)
+        last = f"{whole[-1]} in {args.output_dir!r} is whole: go on from it" if whole else "there is none before it"
+        raise OSError(
+            f"The checkpoint of step {step} cannot be written ({error}). Is the disk full? {last}."
+        ) from error
+    if accelerator.is_main_process and args.checkpoints_total_limit is not None:
+        for name in _checkpoints(args.output_dir, prefix)[: -args.checkpoints_total_limit]:
+            shutil.rmtree(os.path.join(args.output_dir, name))
     accelerator.wait_for_everyone()
     return path
 
@@ -209,7 +300,7 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
     With `latest` and no checkpoint yet the run starts at step 0.
 
     Raises:
-        ValueError: If the folder is not a checkpoint, or comes from a run with another configuration.
+        ValueError: If the folder is not a checkpoint, or comes from a run with another configuration or engine.
     """
     path, latest_in = args.resume_from_checkpoint.rstrip("/"), None
     if path == "latest":
@@ -235,6 +326,7 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
             f"`resume_from_checkpoint` {path!r} comes from another configuration ({'; '.join(changed)}). Use the same "
             "arguments, or another `output_dir`."
         )
+    check_sharded_checkpoint(path)
     accelerator.load_state(path)
     accelerator.step = 0  # it counts micro-steps, of which there may now be another number in a step
     return int(path.rsplit("-", 1)[1])

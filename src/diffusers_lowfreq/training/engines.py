@@ -1,0 +1,175 @@
+# Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""What the engines of accelerate do differently: plain data parallelism, FSDP2, DeepSpeed ZeRO."""
+
+import importlib
+import io
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+import diffusers.training_utils
+
+
+# What the index of a sharded checkpoint of torch (`.metadata`) is made of, besides dtypes
+_INDEX = {
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+}
+
+
+def engine(accelerator) -> str:
+    """Return `"data_parallel"`, `"fsdp"`, `"zero"` (stages 1 and 2) or `"zero3"`."""
+    kind = accelerator.distributed_type.name
+    if kind == "DEEPSPEED":
+        return "zero3" if accelerator.state.deepspeed_plugin.zero_stage == 3 else "zero"
+    return "fsdp" if kind == "FSDP" else "data_parallel"
+
+
+def check_engine(accelerator):
+    """
+    Refuse a configuration of accelerate that the training cannot work under.
+
+    Raises:
+        ValueError: If it is Megatron-LM, FSDP1, FSDP2 that gathers its checkpoints on one process, an engine that accelerate
+            leaves out without a word on this device, or float16 where nothing scales the gradient.
+    """
+    kind = accelerator.distributed_type.name
+    for asked in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{asked}") == "true" and kind != asked:
+            raise ValueError(
+                f"`distributed_type` of the accelerate configuration is {asked}, which accelerate leaves out on this device "
+                f"(it made it {kind})."
+            )
+    if kind == "MEGATRON_LM":
+        raise ValueError("`distributed_type` of the accelerate configuration must not be MEGATRON_LM.")
+    if kind == "FSDP":
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise ValueError("`fsdp_version` of the accelerate configuration must be 2.")
+        if plugin.state_dict_type.name != "SHARDED_STATE_DICT":
+            raise ValueError(
+                "`fsdp_state_dict_type` of the accelerate configuration must be SHARDED_STATE_DICT, got "
+                f"{plugin.state_dict_type.name}."
+            )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None and kind != "DEEPSPEED":
+        raise ValueError(
+            "`mixed_precision` must be 'no' or 'bf16' here: 'fp16' needs a gradient scaler, which this device has not."
+        )
+
+
+def configure_engine(accelerator, batch_size: int, accumulation: int, max_grad_norm: float):
+    """Tell DeepSpeed what the script decides: its configuration file need not repeat it."""
+    if engine(accelerator) == "zero3":
+        # `EMAModel` gathers by itself, with a module that it imports only if ZeRO-3 was on before diffusers
+        diffusers.training_utils.deepspeed = importlib.import_module("deepspeed")
+    if engine(accelerator).startswith("zero"):
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "train_batch_size": batch_size * accumulation * accelerator.num_processes,
+            "gradient_clipping": max_grad_norm,
+        }
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that FSDP2 has sharded as one; every process must ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gathered(accelerator, parameters: list[nn.Parameter], write: bool = False):
+    """A context in which parameters that ZeRO-3 keeps in parts are whole, to read or to write."""
+    if engine(accelerator) != "zero3":
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
+
+
+@contextmanager
+def averaged_weights(accelerator, parameters: list[nn.Parameter], ema) -> Iterator[None]:
+    """A context in which the parameters hold their averages."""
+    if ema is None:
+        yield
+        return
+    with torch.no_grad():
+        with gathered(accelerator, parameters, write=True):
+            kept = [parameter.detach().clone() for parameter in parameters]
+            for parameter, average in zip(parameters, ema.shadow_params):
+                parameter.copy_(average)
+        try:
+            yield
+        finally:
+            with gathered(accelerator, parameters, write=True):
+                for parameter, value in zip(parameters, kept):
+                    parameter.copy_(value)
+
+
+@torch.no_grad()
+def finish(accelerator, model: nn.Module, model_class: type[nn.Module], ema, keep: bool = True) -> nn.Module | None:
+    """
+    Return the trained model with its averaged weights, if there are any, as an ordinary one.
+
+    Every process must call it. Under data parallelism it is `model` itself; where the weights are in parts it is a new one on
+    the CPU, and `None` where it is not to be kept.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if engine(accelerator) not in ("fsdp", "zero3"):
+        if ema is not None:
+            ema.copy_to([parameter for _, parameter in named])
+        return model
+    values = {}
+    with gathered(accelerator, [parameter for _, parameter in named]):
+        for i, (name, parameter) in enumerate(named):
+            value = whole(ema.shadow_params[i] if ema is not None else parameter)
+            if keep:
+                values[name] = value.detach().to("cpu", copy=True)
+    if not keep:
+        return None
+    plain = model_class.from_config(model.config)
+    plain.load_state_dict(plain.state_dict() | values)
+    return plain
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_dtype and name not in _INDEX.get(module, ()):
+            raise ValueError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def check_sharded_checkpoint(folder: str):
+    """
+    Refuse sharded checkpoints of torch whose index, which torch unpickles, would run anything.
+
+    Raises:
+        ValueError: If an index below `folder` names what no index holds.
+    """
+    for path, _, files in os.walk(folder):
+        if ".metadata" not in files:
+            continue
+        with open(os.path.join(path, ".metadata"), "rb") as file:
+            content = file.read()
+        try:
+            _IndexUnpickler(io.BytesIO(content)).load()
+        except Exception as error:  # a broken pickle may raise anything
+            raise ValueError(
+                f"`resume_from_checkpoint`: {os.path.join(path, '.metadata')!r} is no index of a sharded checkpoint: {error}"
+            ) from error
