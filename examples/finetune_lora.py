@@ -46,8 +46,11 @@ from diffusers_lowfreq.stock import (
     weights_fingerprint,
 )
 from diffusers_lowfreq.training import (
+    GradientGuard,
     KeyedBatchSampler,
     LatentCache,
+    Termination,
+    check_engine,
     keyed_generator,
     load_images,
     machine_kind,
@@ -62,7 +65,6 @@ from diffusers_lowfreq.training import (
 
 check_min_version("0.40.0")
 
-MAX_SKIPPED_STEPS = 50  # in a row, then the run stops
 LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -288,7 +290,8 @@ def train(pipe, scheduler, convention, cache, conditions, texts, args):
         accelerator.init_trackers("finetune", config={k: str(v) for k, v in vars(args).items()})
 
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process)
-    started, micro_step, skipped, running = time.monotonic(), 0, 0, []
+    guard, terminated = GradientGuard(accelerator), Termination(accelerator)
+    started, micro_step, running = time.monotonic(), 0, []
     for batch in loader:
         with accelerator.accumulate(wrapped):
             # 1. The pair (source, sample). Each draw has its own generator, keyed by seed, step and position.
@@ -312,9 +315,7 @@ def train(pipe, scheduler, convention, cache, conditions, texts, args):
                 loss = objective(flow, *pair, generator=generators, **condition).mean() / args.noise_ratio**2
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                is_followed = bool(accelerator.clip_grad_norm_(trained, args.max_grad_norm).isfinite())
-                if accelerator.scaler is None and not is_followed:  # with float16 the scaler sees to that
-                    optimizer.zero_grad()
+                guard.clip(trained, args.max_grad_norm, optimizer, step + 1)
             optimizer.step()
             optimizer.zero_grad()
         running.append(loss.detach())
@@ -322,12 +323,6 @@ def train(pipe, scheduler, convention, cache, conditions, texts, args):
         if micro_step:
             continue
 
-        skipped = 0 if is_followed else skipped + 1
-        if skipped == MAX_SKIPPED_STEPS:
-            raise RuntimeError(
-                f"The training was stopped at step {step + 1}: {skipped} gradients in a row were not finite. The last checkpoint "
-                "is whole; go on from it with a lower learning rate."
-            )
         lr_scheduler.step()
         step += 1
         progress.update()
@@ -336,11 +331,15 @@ def train(pipe, scheduler, convention, cache, conditions, texts, args):
             running = []
             progress.set_postfix(loss=f"{mean_loss:.4f}")
             accelerator.log({"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0]}, step=step)
-        if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
-            save_checkpoint(accelerator, args, step, global_batch_size)
+        is_last = step == args.max_train_steps or terminated()
+        if step % args.checkpointing_steps == 0 or is_last:
+            path = save_checkpoint(accelerator, args, step, global_batch_size)
+        if is_last and step < args.max_train_steps:
+            terminated.leave(path)
         if (step % args.validation_steps == 0 or step == args.max_train_steps) and accelerator.is_main_process:
             validate(step, pipe, scheduler, cache, conditions, texts, args, accelerator)
     progress.close()
+    terminated.restore()
     accelerator.wait_for_everyone()
     model.eval()
     return accelerator, {
@@ -418,15 +417,7 @@ def save(pipe, scheduler, args):
 
 def main(args):
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    if accelerator.distributed_type.name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise ValueError(
-            "`distributed_type` of the accelerate configuration must be one of plain data parallelism, got "
-            f"{accelerator.distributed_type.name}."
-        )
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise ValueError(
-            "`mixed_precision` must be 'no' or 'bf16' here: 'fp16' needs a gradient scaler, which this device has not."
-        )
+    check_engine(accelerator, data_parallel_only=True)
     repo_id = args.hub_model_id or os.path.basename(os.path.abspath(args.output_dir))
     if args.push_to_hub and accelerator.is_main_process:  # first of all: a wrong name or token shows now
         repo_id = create_repo(repo_id, exist_ok=True, token=args.hub_token).repo_id

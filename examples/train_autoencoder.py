@@ -24,8 +24,11 @@ from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from diffusers_lowfreq import LowFrequencyProjection
 from diffusers_lowfreq.training import (
+    GradientGuard,
     KeyedBatchSampler,
     LatentCache,
+    Termination,
+    check_engine,
     load_images,
     parse_with_config,
     register_schedule,
@@ -115,6 +118,7 @@ def main(args):
         log_with=args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
     )
+    check_engine(accelerator, data_parallel_only=True)
     levels = len(args.block_out_channels)
     multiple = 2 ** (levels - 1) * (args.factor if args.equivariance_probability else 1)
     if args.resolution % multiple:
@@ -176,6 +180,7 @@ def main(args):
     if args.report_to:
         accelerator.init_trackers("train_autoencoder")
     progress = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_main_process)
+    guard, terminated = GradientGuard(accelerator), Termination(accelerator)
     since, micro_step = time.monotonic(), 0
     for entries in sampler:
         x = cache.__getitems__([(train_indices[i], flip) for i, flip in entries])["sample"].to(accelerator.device)
@@ -189,7 +194,7 @@ def main(args):
             loss = reconstruction + args.kl_weight * kl.mean()
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(autoencoder.parameters(), args.max_grad_norm)
+                guard.clip(autoencoder.parameters(), args.max_grad_norm, optimizer, step + 1)
             optimizer.step()
             optimizer.zero_grad()
         micro_step = (micro_step + 1) % args.gradient_accumulation_steps
@@ -204,14 +209,18 @@ def main(args):
             logs = {"loss": loss.item(), "images_per_second": rate, "lr": lr_scheduler.get_last_lr()[0]}
             progress.set_postfix(loss=f"{logs['loss']:.4f}", images_per_second=f"{rate:.0f}")
             accelerator.log(logs, step)
-        if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
-            save_checkpoint(accelerator, args, step, global_batch_size)
+        is_last = step == args.max_train_steps or terminated()
+        if step % args.checkpointing_steps == 0 or is_last:
+            path = save_checkpoint(accelerator, args, step, global_batch_size)
+            if is_last and step < args.max_train_steps:
+                terminated.leave(path)
             if accelerator.is_main_process:
                 psnr = validate(vae, cache, val_indices, accelerator.device)
                 accelerator.log({"psnr": psnr}, step)
                 progress.write(f"step {step}: PSNR {psnr:.2f} dB on {len(val_indices)} held-out images")
                 vae.save_pretrained(args.output_dir)
 
+    terminated.restore()
     accelerator.end_training()
 
 

@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import re
-import sys
 import time
 from datetime import timedelta
 from functools import partial
@@ -62,6 +61,7 @@ from diffusers_lowfreq.training import (
     CaptionCache,
     DegradedImages,
     DegradedPairs,
+    GradientGuard,
     KeyedBatchSampler,
     LatentCache,
     Termination,
@@ -79,13 +79,11 @@ from diffusers_lowfreq.training import (
     resume_checkpoint,
     save_checkpoint,
     uniform,
-    whole,
 )
 
 
 check_min_version("0.40.0")
 
-MAX_SKIPPED_STEPS = 50  # in a row, then the run stops
 SOURCE = ("projection", "factor", "noise_ratio", "noise_ratio_range", "projection_basis")
 LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
@@ -689,15 +687,13 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     if args.report_to:
         accelerator.init_trackers(f"train_{part}", config={k: str(v) for k, v in vars(args).items()})
 
-    can_skip = not kind.startswith("zero") or accelerator.mixed_precision == "fp16"
-    terminated = Termination(accelerator)
+    guard, terminated = GradientGuard(accelerator), Termination(accelerator)
     progress = tqdm(
         total=max_train_steps, initial=step, desc=part, disable=not accelerator.is_local_main_process, smoothing=0.05
     )
     started = since = time.monotonic()
     first_step = logged_step = step
     micro_step, running = 0, torch.zeros(2, device=device)  # the sum of the losses that are finite, and their number
-    skipped = skipped_in_a_row = 0
     for batch in loader:
         with accelerator.accumulate(wrapped):
             # 1. The pair (source, sample). Each draw has its own generator, keyed by seed, step and position.
@@ -743,13 +739,7 @@ def train(part, pipeline, cache, captions, args, teacher=None):
                 loss = objective(wrapped, source, sample, generator=generators, **condition).mean()
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                grad_norm = accelerator.clip_grad_norm_(wrapped.parameters(), args.max_grad_norm)
-                grad_norm = torch.as_tensor(whole(grad_norm))
-                # A gradient that is not finite is not followed. (With float16 the scaler sees to that, and must be told;
-                # DeepSpeed has followed it by now, but for float16.)
-                is_followed = bool(grad_norm.isfinite())
-                if accelerator.scaler is None and not is_followed:
-                    optimizer.zero_grad()
+                guard.clip(wrapped.parameters(), args.max_grad_norm, optimizer, step + 1)
             optimizer.step()
             optimizer.zero_grad()
         is_finite = loss.detach().isfinite()
@@ -758,13 +748,6 @@ def train(part, pipeline, cache, captions, args, teacher=None):
         if micro_step:
             continue
 
-        skipped_in_a_row = 0 if is_followed else skipped_in_a_row + 1
-        skipped += skipped_in_a_row > 0
-        if skipped_in_a_row == (MAX_SKIPPED_STEPS if can_skip else 1):
-            raise RuntimeError(
-                f"The training of the {part} was stopped at step {step + 1}: {skipped_in_a_row} gradients in a row were not "
-                "finite. The last checkpoint is whole; go on from it with a lower learning rate."
-            )
         lr_scheduler.step()
         if ema is not None:
             ema.step(trainable(model))
@@ -778,14 +761,13 @@ def train(part, pipeline, cache, captions, args, teacher=None):
             since, running = time.monotonic(), torch.zeros(2, device=device)
             progress.set_postfix(loss=f"{mean_loss:.4f}", images_per_second=f"{rate:.0f}")
             logs = {"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0], "images_per_second": rate}
-            logs |= {"grad_norm": grad_norm.item(), "skipped_steps": skipped / (step - first_step)}
+            logs |= {"grad_norm": guard.grad_norm.item(), "skipped_steps": guard.skipped / (step - first_step)}
             accelerator.log({f"{part}/{k}": v for k, v in logs.items()}, step=step)
         is_last = step == max_train_steps or terminated()
         if step % args.checkpointing_steps == 0 or is_last:
             path = save_checkpoint(accelerator, args, step, global_batch_size, prefix)
         if is_last and step < max_train_steps:
-            accelerator.print(f"SIGTERM: {path} is saved; go on with `--resume_from_checkpoint latest`.")
-            sys.exit(terminated.EXIT_CODE)
+            terminated.leave(path)
         # What is in parts, all processes must run together
         if (step % args.validation_steps == 0 or step == max_train_steps) and (
             accelerator.is_main_process or kind in ("fsdp", "zero3")
@@ -819,7 +801,7 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     if step > first_step:
         facts |= {
             f"training loss, mean of the last {steps} steps": f"{mean_loss:.4f}",
-            "steps skipped, their gradient not finite": f"{skipped} of steps {first_step + 1} to {step}",
+            "steps skipped, their gradient not finite": f"{guard.skipped} of steps {first_step + 1} to {step}",
             "wall time": f"{(time.monotonic() - started) / 60:.1f} min for steps {first_step + 1} to {step}",
         }
         if accelerator.is_main_process:

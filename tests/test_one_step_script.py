@@ -13,6 +13,7 @@ from tiny import make_pipeline, make_prior, make_transformer, randn
 
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow
+from diffusers_lowfreq.training import GradientGuard
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__, images.__name__)
@@ -278,8 +279,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(monkeypatch):
 
 def test_a_run_that_never_recovers_is_stopped_with_its_checkpoint_whole(monkeypatch):
     monkeypatch.setattr(script, "make_objective", lambda *args: Broken(set(range(3, 1000))))
-    monkeypatch.setattr(script, "MAX_SKIPPED_STEPS", 4)
-    with pytest.raises(RuntimeError, match="flow was stopped at step 6: 4 gradients in a row were not finite"):
+    monkeypatch.setattr(GradientGuard, "MAX_IN_A_ROW", 4)
+    with pytest.raises(RuntimeError, match="was stopped at step 6: 4 gradients in a row were not finite"):
         train(train="flow", max_train_steps=50, checkpointing_steps=2)
     assert all(value.isfinite().all() for value in state("out/checkpoint-4")["transformer"].values())
 

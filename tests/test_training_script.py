@@ -10,8 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import CLASSES, EXAMPLES, load_script, make_folder, make_vae, run_process, run_two_processes, workplace
@@ -449,14 +448,6 @@ def test_two_processes_are_one_with_twice_the_batch(workplace):
     options = {"prior_coupling": "independent", "noise_ratio_range": (0.3, 0.8), "max_train_steps": 3}
     launch_two_processes(workplace, **options)
     assert_one_process_does_the_same(**options)
-
-
-def test_an_engine_that_accelerate_leaves_out_is_refused(workplace, images, monkeypatch):
-    """It has no FSDP on a CPU, and says nothing."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="`distributed_type` .* is FSDP, which accelerate leaves out"):
-        script.main(script.parse_args(command_line()))
-    assert not os.path.exists("out")
 
 
 @pytest.mark.slow

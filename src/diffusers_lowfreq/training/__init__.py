@@ -3,7 +3,7 @@
 
 from .caption_cache import CaptionCache
 from .degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
-from .engines import averaged_weights, check_engine, configure_engine, engine, finish, whole
+from .engines import GradientGuard, averaged_weights, check_engine, configure_engine, engine, finish, whole
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
 from .latent_cache import LatentCache
@@ -23,6 +23,7 @@ __all__ = [
     "DEGRADATIONS",
     "DegradedImages",
     "DegradedPairs",
+    "GradientGuard",
     "ImageDataset",
     "KeyedBatchSampler",
     "LatentCache",

@@ -42,12 +42,18 @@ def engine(accelerator) -> str:
     return "fsdp" if kind == "FSDP" else "data_parallel"
 
 
-def check_engine(accelerator):
+def check_engine(accelerator, data_parallel_only: bool = False):
     """
-    Refuse a configuration of accelerate that the training cannot work under.
+    Refuse a configuration of accelerate that a training script cannot work under.
+
+    Args:
+        accelerator (`Accelerator`):
+            The accelerator of the run.
+        data_parallel_only (`bool`, defaults to `False`):
+            Whether the script works under plain data parallelism alone.
 
     Raises:
-        ValueError: If it is Megatron-LM, FSDP1, FSDP2 that gathers its checkpoints on one process, an engine that accelerate
+        ValueError: If it is another engine than the script takes, Megatron-LM, FSDP1, FSDP2 that gathers its checkpoints on one process, an engine that accelerate
             leaves out without a word on this device, or float16 where nothing scales the gradient.
     """
     kind = accelerator.distributed_type.name
@@ -57,8 +63,9 @@ def check_engine(accelerator):
                 f"`distributed_type` of the accelerate configuration is {asked}, which accelerate leaves out on this device "
                 f"(it made it {kind})."
             )
-    if kind == "MEGATRON_LM":
-        raise ValueError("`distributed_type` of the accelerate configuration must not be MEGATRON_LM.")
+    if kind == "MEGATRON_LM" or (data_parallel_only and kind in ("FSDP", "DEEPSPEED")):
+        ways = "one of plain data parallelism" if data_parallel_only else "data parallelism, FSDP or DEEPSPEED"
+        raise ValueError(f"`distributed_type` of the accelerate configuration must be {ways}, got {kind}.")
     if kind == "FSDP":
         plugin = accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
@@ -91,6 +98,54 @@ def configure_engine(accelerator, batch_size: int, accumulation: int, max_grad_n
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor that FSDP2 has sharded as one; every process must ask for it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+class GradientGuard:
+    """
+    Clips gradients, leaves out the steps whose gradient is not finite, counts them, and stops a run after so many in a row.
+
+    With float16 the scaler of accelerate, or DeepSpeed, leaves them out. In other precisions DeepSpeed has followed the
+    gradient by the time it tells the norm: the run stops at once.
+
+    Args:
+        accelerator (`Accelerator`):
+            The accelerator of the run.
+
+    Attributes:
+        skipped (`int`):
+            How many steps were left out.
+        grad_norm (`torch.Tensor`):
+            Norm of the last gradient before clipping.
+    """
+
+    MAX_IN_A_ROW = 50
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self.skipped = self._in_a_row = 0
+        can_skip = not engine(accelerator).startswith("zero") or accelerator.mixed_precision == "fp16"
+        self._max_in_a_row = self.MAX_IN_A_ROW if can_skip else 1
+
+    def clip(self, parameters, max_norm: float, optimizer, step: int):
+        """
+        Clip the whole gradient of step number `step`, and clear it where it is not finite.
+
+        Raises:
+            RuntimeError: If `MAX_IN_A_ROW` gradients in a row were not finite.
+        """
+        self.grad_norm = torch.as_tensor(whole(self.accelerator.clip_grad_norm_(parameters, max_norm)))
+        if self.grad_norm.isfinite():
+            self._in_a_row = 0
+            return
+        self.skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row == self._max_in_a_row:
+            raise RuntimeError(
+                f"The training was stopped at step {step}: {self._in_a_row} gradients in a row were not finite. The last "
+                "checkpoint is whole; go on from it with a lower learning rate."
+            )
+        if self.accelerator.scaler is None:
+            optimizer.zero_grad()
 
 
 def gathered(accelerator, parameters: list[nn.Parameter], write: bool = False):

@@ -243,6 +243,11 @@ class Termination:
         noted = torch.tensor(float(self.noted), device=self.accelerator.device)
         return bool(self.accelerator.reduce(noted, "sum"))
 
+    def leave(self, path: str):
+        """Exit as a process does that a SIGTERM ends, and say where the run was saved."""
+        self.accelerator.print(f"SIGTERM: {path} is saved; go on with `--resume_from_checkpoint latest`.")
+        sys.exit(self.EXIT_CODE)
+
     def restore(self):
         """Put back what was done at a SIGTERM before."""
         if self._before is not None:
@@ -271,9 +276,8 @@ def save_checkpoint(accelerator, args: argparse.Namespace, step: int, global_bat
         if accelerator.is_main_process:
             with open(os.path.join(temporary, ARGUMENTS), "w", encoding="utf-8") as file:
                 json.dump(_comparable(args, global_batch_size), file, indent=1)
-            for folder, _, files in os.walk(
-                temporary
-            ):  # or a power failure after the renaming might lose what is inside
+            # Or a power failure after the renaming might lose what is inside
+            for folder, _, files in os.walk(temporary):
                 for name in files:
                     with open(os.path.join(folder, name), "rb") as file:
                         os.fsync(file.fileno())
