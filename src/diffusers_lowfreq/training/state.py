@@ -245,6 +245,7 @@ class Termination:
 
     def leave(self, path: str):
         """Exit as a process does that a SIGTERM ends, and say where the run was saved."""
+        self.restore()
         self.accelerator.print(f"SIGTERM: {path} is saved; go on with `--resume_from_checkpoint latest`.")
         sys.exit(self.EXIT_CODE)
 
