@@ -28,6 +28,7 @@ import re
 import time
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -64,6 +65,8 @@ from diffusers_lowfreq.training import (
     GradientGuard,
     KeyedBatchSampler,
     LatentCache,
+    LatentStream,
+    StreamedCaptions,
     Termination,
     averaged_weights,
     check_engine,
@@ -134,6 +137,12 @@ def parse_args(argv=None):
     group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use the labels")
     group.add_argument("--resolution", type=int, default=32)
     group.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True)
+    group.add_argument(
+        "--streaming",
+        action="store_true",
+        help="read and encode the images on the way, not once: for sets that do not fit; sharded by process",
+    )
+    group.add_argument("--shuffle_buffer_size", type=int, default=8192, help="images of a stream, per process")
     group.add_argument("--cache_dir", help="where latents are cached, by default output_dir/cache")
     group.add_argument("--cache_batch_size", type=int, default=64, help="images per encoder call")
     group.add_argument("--max_skipped_images", type=float, default=0.01, help="tolerated share of unreadable images")
@@ -241,7 +250,7 @@ def parse_args(argv=None):
 
     positive = "resolution factor train_batch_size prior_train_batch_size max_train_steps prior_max_train_steps "
     positive += "gradient_accumulation_steps checkpointing_steps logging_steps validation_steps patch_size "
-    positive += "prior_patch_size cache_batch_size num_validation_images"
+    positive += "shuffle_buffer_size prior_patch_size cache_batch_size num_validation_images"
     for name in positive.split() + ["rank"] * (args.rank is not None):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be positive, got {getattr(args, name)}")
@@ -316,6 +325,12 @@ def parse_args(argv=None):
     for name in TEXT_ENCODER:
         if args.caption_column is None and getattr(args, name) is not None:
             parser.error(f"argument --{name}: needs --caption_column")
+    if args.streaming and args.degraded_share is not None:
+        parser.error("argument --degraded_share: must be left out with --streaming")
+    if args.streaming and args.prior_coupling == "semi_discrete" and args.train != "flow":
+        parser.error("argument --prior_coupling: must be minibatch_ot or independent with --streaming")
+    if not args.streaming and args.shuffle_buffer_size != parser.get_default("shuffle_buffer_size"):
+        parser.error("argument --shuffle_buffer_size: needs --streaming")
     if args.noise_ratio is None:
         low, high = args.noise_ratio_range or (0, 1)
         args.noise_ratio = min(max(NOISE_RATIO, low), high)
@@ -597,7 +612,7 @@ def samples(cache, items, vae):
         yield normalize_latents(vae, batch["sample"]) if vae is not None else batch["sample"], batch["label"]
 
 
-def train(part, pipeline, cache, captions, args, teacher=None):
+def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
     """Train `pipeline.prior` or `pipeline.transformer` in place, and return the facts of the run."""
     is_prior = part == "prior"
     prefix, name = ("prior-", "prior") if is_prior else ("", "transformer")
@@ -643,6 +658,25 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     register_model_hooks(accelerator, model, ema, name)
     register_schedule(accelerator, lr_scheduler)
     global_batch_size = batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    texts, loader = captions, None
+    if stream is not None:
+        if captions is not None:
+            texts = StreamedCaptions(captions, pipeline.text_encoder, pipeline.tokenizer)
+        loader = LatentStream(
+            stream,
+            pipeline.vae.to(device) if pipeline.vae is not None else None,
+            batch_size,
+            args.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            args.random_flip,
+            args.shuffle_buffer_size,
+            args.max_skipped_images,
+            args.dataloader_num_workers,
+            device,
+            texts,
+        )
+        loader.register(accelerator)
     step = resume_checkpoint(accelerator, args, global_batch_size, prefix) if args.resume_from_checkpoint else 0
 
     sampler = KeyedBatchSampler(
@@ -655,19 +689,20 @@ def train(part, pipeline, cache, captions, args, teacher=None):
         accelerator.num_processes,
         args.random_flip,
     )
-    loader = torch.utils.data.DataLoader(
-        cache,
-        batch_sampler=sampler,
-        collate_fn=_identity,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=device.type == "cuda",
-    )
+    if stream is None:
+        loader = torch.utils.data.DataLoader(
+            cache,
+            batch_sampler=sampler,
+            collate_fn=_identity,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=device.type == "cuda",
+        )
     scheduler, projection, vae = pipeline.scheduler, pipeline.scheduler.projection, pipeline.vae
     num_classes = model.config.num_classes
     nothing, unconditional = num_classes, None  # the label, or the text, of "nothing in particular"
     if captions is not None:
-        nothing = captions.empty
-        unconditional = captions.embeddings(torch.tensor([nothing]), device)
+        nothing = texts.empty
+        unconditional = captions.embeddings(torch.tensor([captions.empty]), device)
     objective = make_objective(part, args, teacher, unconditional)
     if teacher is not None:
         objective.teacher.to(device)
@@ -694,7 +729,7 @@ def train(part, pipeline, cache, captions, args, teacher=None):
     started = since = time.monotonic()
     first_step = logged_step = step
     micro_step, running = 0, torch.zeros(2, device=device)  # the sum of the losses that are finite, and their number
-    for batch in loader:
+    for batch in islice(loader, len(sampler)):
         with accelerator.accumulate(wrapped):
             # 1. The pair (source, sample). Each draw has its own generator, keyed by seed, step and position.
             generators = sampler.generators(step, micro_step)
@@ -706,7 +741,7 @@ def train(part, pipeline, cache, captions, args, teacher=None):
             noise = randn_tensor(sample.shape, generator=generators, device=device, dtype=sample.dtype)
             labels = batch["label"].to(device) if num_classes is not None else None
             if captions is not None:  # a number for each text, which is to the couplings what a label is
-                labels = captions.choose(batch["position"], uniform(len(sample), generators)).to(device)
+                labels = texts.choose(batch["position"], uniform(len(sample), generators)).to(device)
             if is_prior:
                 source = noise
             else:
@@ -733,7 +768,7 @@ def train(part, pipeline, cache, captions, args, teacher=None):
             if labels is not None:
                 drop = uniform(len(sample), generators, device) < args.label_dropout
                 labels = labels.masked_fill(drop, nothing)
-                condition |= {"class_labels": labels} if captions is None else captions.embeddings(labels, device)
+                condition |= {"class_labels": labels} if captions is None else texts.embeddings(labels, device)
             # 3. The loss and the step.
             with accelerator.autocast():
                 loss = objective(wrapped, source, sample, generator=generators, **condition).mean()
@@ -926,7 +961,11 @@ def main(args):
         image_column=args.image_column,
         label_column=args.label_column if args.conditional and args.caption_column is None else None,
         caption_column=args.caption_column,
+        streaming=args.streaming,
     )
+    stream = None
+    if args.streaming:
+        stream, images = images, images.head
 
     def cache_latents(vae, images=images):
         with accelerator.main_process_first():
@@ -964,7 +1003,8 @@ def main(args):
         pairs = DegradedPairs(cache, cache_latents(pipeline.vae, DegradedImages(images)))
     facts = {
         "Data": {
-            "images": f"{len(cache):,} of {args.dataset_name or os.path.basename(args.train_data_dir.rstrip('/'))}",
+            "images": f"{'a stream' if args.streaming else f'{len(cache):,}'} of "
+            + (args.dataset_name or os.path.basename(args.train_data_dir.rstrip("/"))),
             "unreadable and skipped": cache.index["skipped"],
             "resolution": args.resolution,
             "mirrored": args.random_flip,
@@ -983,7 +1023,7 @@ def main(args):
     if captions is not None:
         del facts["Data"]["classes"]
         facts["Data"] |= {
-            "captions": f"{captions.empty:,} different ones, of {captions.mean_tokens} tokens on average",
+            "captions": f"{captions.empty:,} different ones{' in its head' if args.streaming else ''}, of {captions.mean_tokens} tokens on average",
             "text encoder": type(pipeline.text_encoder).__name__,
         }
     if teacher is not None or args.objective == "mean_flow":
@@ -996,7 +1036,7 @@ def main(args):
         names = [k for k in ONE_STEP if getattr(args, k) is not None and not (k == "tangent" and teacher is not None)]
         facts["One-step training"] |= {k: getattr(args, k) for k in names}
     for part in ("prior", "flow") if args.train == "both" else (args.train,):
-        facts[f"Training of the {part}"] = train(part, pipeline, pairs, captions, args, teacher)
+        facts[f"Training of the {part}"] = train(part, pipeline, pairs, captions, args, teacher, stream)
 
     if accelerator.is_main_process:
         facts["Environment"] = {

@@ -16,6 +16,7 @@ from .state import (
     resume_checkpoint,
     save_checkpoint,
 )
+from .stream import ImageStream, LatentStream, StreamedCaptions
 
 
 __all__ = [
@@ -25,8 +26,11 @@ __all__ = [
     "DegradedPairs",
     "GradientGuard",
     "ImageDataset",
+    "ImageStream",
     "KeyedBatchSampler",
     "LatentCache",
+    "LatentStream",
+    "StreamedCaptions",
     "Termination",
     "averaged_weights",
     "check_engine",

@@ -107,12 +107,7 @@ class ImageDataset:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Decode one image to a `uint8` tensor of shape `(3, resolution, resolution)`."""
-        entry = self.dataset[index][self.image_column]
-        if entry is None:
-            raise ValueError("it is empty")
-        source = io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
-        with Image.open(source) as image:
-            return to_square(image, self.resolution)
+        return decode_image(self.dataset[index][self.image_column], self.resolution)
 
     def decode_all(self, indices: range) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield `(index, image)` for the readable images; name the others in the log."""
@@ -124,6 +119,15 @@ class ImageDataset:
                 logger.warning(f"Image {name} cannot be read and is skipped: {error}")
             else:
                 yield index, image
+
+
+def decode_image(entry: dict | None, resolution: int) -> torch.Tensor:
+    """Decode an entry of an image column, `{"bytes": …, "path": …}`, as [`to_square`] does."""
+    if entry is None:
+        raise ValueError("it is empty")
+    source = io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
+    with Image.open(source) as image:
+        return to_square(image, resolution)
 
 
 def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
@@ -147,7 +151,8 @@ def load_images(
     label_column: str | None = "label",
     caption_column: str | None = None,
     cache_dir: str | None = None,
-) -> ImageDataset:
+    streaming: bool = False,
+):
     """
     Find images by Hub dataset name, or in a local folder of images or parquet files.
 
@@ -160,6 +165,11 @@ def load_images(
             Side in pixels of the square images.
         dataset_config_name, split, image_column, label_column, caption_column, cache_dir (`str`, *optional*):
             Passed on to `datasets` and [`ImageDataset`].
+        streaming (`bool`, defaults to `False`):
+            Whether the images are to be read on the way, without a copy on this disk.
+
+    Returns:
+        [`ImageDataset`] or, with `streaming`, [`ImageStream`].
 
     Raises:
         ValueError: If not exactly one source is given, or it holds no image.
@@ -171,8 +181,9 @@ def load_images(
             "Give exactly one of `dataset_name` (Hub) and `train_data_dir` (local), got "
             f"{dataset_name!r} and {train_data_dir!r}."
         )
+    options = {"cache_dir": cache_dir, "streaming": streaming}
     if dataset_name is not None:
-        dataset = load_dataset(dataset_name, dataset_config_name, split=split, cache_dir=cache_dir)
+        dataset = load_dataset(dataset_name, dataset_config_name, split=split, **options)
     else:
         if not os.path.exists(train_data_dir):
             raise ValueError(f"`train_data_dir` {train_data_dir!r} does not exist.")
@@ -184,9 +195,12 @@ def load_images(
             files = [f for f in files if os.path.basename(f).startswith(split)] or files
         try:
             if files:
-                dataset = load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
+                dataset = load_dataset("parquet", data_files=files, split="train", **options)
             else:
-                dataset = load_dataset("imagefolder", data_dir=train_data_dir, split="train", cache_dir=cache_dir)
+                dataset = load_dataset("imagefolder", data_dir=train_data_dir, split="train", **options)
         except Exception as error:  # `datasets` has no one type for "nothing to read here"
             raise ValueError(f"`train_data_dir` {train_data_dir!r} holds no readable image set: {error}") from error
-    return ImageDataset(dataset, resolution, image_column, label_column, caption_column)
+    kind = ImageDataset
+    if streaming:
+        from .stream import ImageStream as kind
+    return kind(dataset, resolution, image_column, label_column, caption_column)
