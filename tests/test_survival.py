@@ -137,15 +137,16 @@ def test_a_disk_that_is_full_at_the_first_checkpoint_says_that_there_is_none(ima
 # Run a script and write down which images each step reads
 LOGGED = """
 import json, os, runpy, sys
-from diffusers_lowfreq.training import LatentCache
-read = LatentCache.__getitems__
+from diffusers_lowfreq.training import KeyedBatchSampler
+batches = KeyedBatchSampler.__iter__
 
-def logged(self, items):
-    with open(f"read-{os.environ.get('RANK', 0)}.txt", "a") as file:
-        file.write(json.dumps([index for index, _ in items]) + chr(10))
-    return read(self, items)
+def logged(self):
+    for batch in batches(self):
+        with open(f"read-{os.environ.get('RANK', 0)}.txt", "a") as file:
+            file.write(json.dumps([index for index, _ in batch]) + chr(10))
+        yield batch
 
-LatentCache.__getitems__ = logged
+KeyedBatchSampler.__iter__ = logged
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 sys.stdout.flush()
