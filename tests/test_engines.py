@@ -215,6 +215,15 @@ def test_an_index_that_would_run_something_is_refused(workplace):
     check_sharded_checkpoint("true")
     os.mkdir("trap")
     Path("trap/.metadata").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ValueError, match="no index of a sharded checkpoint: it asks for .*mkdir"):
+    with pytest.raises(ValueError, match="no part of a checkpoint: it asks for .*mkdir"):
+        check_sharded_checkpoint("trap")
+    assert not os.path.exists("sprung")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_file_of_deepspeed_that_would_run_something_is_refused(workplace, protocol):
+    os.mkdir("trap")
+    torch.save({"optimizer": Trap()}, "trap/mp_rank_00_model_states.pt", pickle_protocol=protocol)
+    with pytest.raises(ValueError, match="mp_rank_00_model_states.pt' is no part of a checkpoint"):
         check_sharded_checkpoint("trap")
     assert not os.path.exists("sprung")
