@@ -166,7 +166,7 @@ def lines_read(processes: int) -> list[int]:
     return [len(file.read_text().splitlines()) if file.exists() else 0 for file in files]
 
 
-def start(processes: int, output_dir: str, checkpointing_steps: int = 1) -> subprocess.Popen:
+def start(processes: int, output_dir: str, checkpointing_steps: int = 1, **options) -> subprocess.Popen:
     """Start the training, resumable."""
     batch = 8 // processes
     command = [sys.executable]
@@ -184,7 +184,21 @@ def start(processes: int, output_dir: str, checkpointing_steps: int = 1) -> subp
     ]
     environment = {"HF_HOME": os.path.abspath("hf"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     with open("log.txt", "a") as log:
-        return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
+        return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log, **options)
+
+
+def kill(run: subprocess.Popen):
+    """Kill a launcher and its processes, which have sessions of their own."""
+    launcher = psutil.Process(run.pid)
+    for process in [launcher, *launcher.children(recursive=True)]:
+        process.kill()
+
+
+def wait_for_steps(run: subprocess.Popen, since: list[int], number: int = 1):
+    """Wait until each process has read so many batches."""
+    while run.poll() is None and not all(a >= b + number for a, b in zip(lines_read(len(since)), since)):
+        time.sleep(0.01)
+    assert run.poll() is None, Path("log.txt").read_text()[-3000:]
 
 
 @pytest.mark.slow
@@ -198,17 +212,14 @@ def test_twenty_kills_leave_no_trace(images, processes):
         os.remove(f"read-{rank}.txt")
     rng = random.Random(0)
     history, in_writing = {}, 0
-    for kill in range(KILLS + 1):
+    for launch in range(KILLS + 1):
         first, since = (checkpoints("out") or [0])[-1], lines_read(processes)
         run = start(processes, "out")
-        if kill < KILLS:
-            while run.poll() is None and not all(a > b for a, b in zip(lines_read(processes), since)):
-                time.sleep(0.01)
+        if launch < KILLS:
+            wait_for_steps(run, since)
             time.sleep(rng.uniform(0, 0.6))
             assert run.poll() is None, Path("log.txt").read_text()[-3000:]
-            launcher = psutil.Process(run.pid)
-            for process in [launcher, *launcher.children(recursive=True)]:  # which have sessions of their own
-                process.kill()
+            kill(run)
         code = run.wait()
         for step, indices in enumerate(read_by_step(processes, since), first):
             history[step] = indices
@@ -231,8 +242,7 @@ def test_two_processes_leave_together_when_one_is_asked_or_the_launcher(images):
     for asked in ("worker", "launcher"):
         before = lines_read(2)
         run = start(2, "out", checkpointing_steps=STEPS)
-        while not all(a > b for a, b in zip(lines_read(2), before)):
-            time.sleep(0.01)
+        wait_for_steps(run, before)
         pid = psutil.Process(run.pid).children()[-1].pid if asked == "worker" else run.pid
         os.kill(pid, signal.SIGTERM)
         assert run.wait(timeout=60) != 0
@@ -241,3 +251,21 @@ def test_two_processes_leave_together_when_one_is_asked_or_the_launcher(images):
     assert step < STEPS
     assert start(2, "out", checkpointing_steps=STEPS).wait() == 0
     assert_same_run("out", "undisturbed", rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_on_a_full_disk(images):
+    Path("logged.py").write_text(LOGGED)
+    run = start(2, "out")
+    wait_for_steps(run, [0, 0], number=5)
+    kill(run)
+    run.wait()
+    whole = checkpoints("out")[-1]
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    full = start(2, "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (48 * 1024, hard)))
+    assert full.wait(timeout=120) != 0
+    log = Path("log.txt").read_text()
+    assert f"The checkpoint of step {whole + 1} cannot be written" in log
+    assert f"checkpoint-{whole} in 'out' is whole: go on from it" in log
+    assert checkpoints("out")[-1] == whole
+    assert not [name for name in os.listdir("out") if name.startswith(".")]
