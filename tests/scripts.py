@@ -106,3 +106,18 @@ def run_two_processes(script: str, *command, cwd: Path) -> str:
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
     launcher += " --mixed_precision no --dynamo_backend no"
     return run_process(*launcher.split(), EXAMPLES / f"{script}.py", *command, cwd=cwd, ACCELERATE_USE_CPU="1")
+
+
+def run_failing_process(*command, cwd: Path, timeout: float, **environment) -> str:
+    """Run `python *command` as `run_process` does, of which it is known that it ends in an error; return what it says."""
+    environment = {"HF_HOME": str(cwd / "hf"), "OMP_NUM_THREADS": "1", **environment}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert result.returncode in (1, 2), f"{result.returncode}: {result.stdout}{result.stderr}"
+    return result.stderr

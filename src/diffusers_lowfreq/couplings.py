@@ -38,13 +38,18 @@ def minibatch_optimal_transport(
     """
     from scipy.optimize import linear_sum_assignment
 
+    for name, value in (("source", source), ("sample", sample)):
+        if not isinstance(value, torch.Tensor) or value.ndim < 2:
+            raise ValueError(f"`{name}` must be a tensor of shape (batch, ...), got {type(value).__name__}.")
     if source.shape != sample.shape:
         raise ValueError(
             f"`source` must have the shape of `sample`, {tuple(sample.shape)}, got {tuple(source.shape)}."
         )
-    if labels is not None and labels.shape != (len(sample),):
-        raise ValueError(f"`labels` must have shape ({len(sample)},), got {tuple(labels.shape)}.")
+    if labels is not None:
+        _check_labels(labels, len(sample))
     cost = torch.cdist(sample.flatten(1).float(), source.flatten(1).float()).square().cpu()
+    if not cost.isfinite().all():
+        raise ValueError("`source` and `sample` must be finite, some numbers are not.")
     order = torch.empty(len(sample), dtype=torch.long)
     labels = torch.zeros(len(sample), dtype=torch.long) if labels is None else labels.cpu()
     for label in labels.unique():
@@ -63,6 +68,12 @@ def _nearest(source: torch.Tensor, points: torch.Tensor, bias: torch.Tensor) -> 
         on_cpu = scores.device.type == "cpu"
         nearest.append(torch.from_numpy(scores.numpy().argmax(1)) if on_cpu else scores.argmax(1))
     return torch.cat(nearest)
+
+
+def _check_labels(labels: torch.Tensor, num: int):
+    if not isinstance(labels, torch.Tensor) or labels.shape != (num,) or labels.is_floating_point():
+        got = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise ValueError(f"`labels` must have shape ({num},) and hold integers, got {got}.")
 
 
 class SemiDiscreteCoupling:
@@ -103,13 +114,14 @@ class SemiDiscreteCoupling:
     """
 
     def __init__(self, samples: torch.Tensor, labels: torch.Tensor | None = None):
-        if samples.ndim < 2 or samples.numel() == 0:
-            raise ValueError(f"`samples` must have shape (num_samples >= 1, ...), got {tuple(samples.shape)}.")
+        if not isinstance(samples, torch.Tensor) or samples.ndim < 2 or samples.numel() == 0:
+            got = tuple(samples.shape) if isinstance(samples, torch.Tensor) else type(samples).__name__
+            raise ValueError(f"`samples` must be a tensor of shape (num_samples >= 1, ...), got {got}.")
         if not samples.isfinite().all():
             rows = (~samples.flatten(1).isfinite().all(1)).sum().item()
             raise ValueError(f"`samples` must be finite, got {rows} of {len(samples)} rows that are not.")
         if labels is not None:
-            self._check_labels(labels, len(samples))
+            _check_labels(labels, len(samples))
         self._shape = samples.shape[1:]
         self._num_samples, self._device = len(samples), samples.device
         self._labeled = labels is not None
@@ -127,12 +139,6 @@ class SemiDiscreteCoupling:
             weights = squares - 2 * quantile * points.norm(dim=1)
             self.weights[rows] = weights - weights.mean()
             self._classes[label] = (rows, points.float(), squares)
-
-    @staticmethod
-    def _check_labels(labels: torch.Tensor, num: int):
-        if labels.shape != (num,) or labels.is_floating_point():
-            got = f"{tuple(labels.shape)} of {labels.dtype}"
-            raise ValueError(f"`labels` must have shape ({num},) and hold integers, got {got}.")
 
     def _bias(self, label: int) -> torch.Tensor:
         rows, _, squares = self._classes[label]
@@ -225,7 +231,7 @@ class SemiDiscreteCoupling:
         noise = source.flatten(1).to(self._device, torch.float32)
         if labels is None:
             labels = torch.zeros(len(source), dtype=torch.long)
-        self._check_labels(labels, len(source))
+        _check_labels(labels, len(source))
         labels = labels.to(self._device)
         indices = torch.empty(len(source), dtype=torch.long, device=self._device)
         for label in labels.unique().tolist():

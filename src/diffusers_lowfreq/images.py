@@ -7,6 +7,20 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 
+def check_pixels(height: int, width: int, names: str = "`height` and `width`"):
+    """
+    Refuse sizes that Pillow would not read, `PIL.Image.MAX_IMAGE_PIXELS`, before anything of them is allocated.
+
+    Raises:
+        ValueError: If there are more pixels than that.
+    """
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and height * width > most:
+        raise ValueError(
+            f"{names} must give at most {most} pixels (`PIL.Image.MAX_IMAGE_PIXELS`), got {height}x{width}."
+        )
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """
     Convert a PIL image of any mode to RGB.
@@ -39,7 +53,10 @@ def to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> 
             raise ValueError(f"`image` must be a tensor of the {channels} channels of this model, got a PIL image.")
         if min(image.size) < 1 or (image.mode == "F" and not np.isfinite(np.asarray(image)).all()):
             raise ValueError(f"`image` must have pixels, all of them finite, got a PIL image of {image.size}.")
-        image = np.asarray(to_rgb(image) if channels == 3 else to_rgb(image).convert("L"))
+        try:
+            image = np.asarray(to_rgb(image) if channels == 3 else to_rgb(image).convert("L"))
+        except (OSError, SyntaxError, ValueError) as error:  # of a damaged or closed file
+            raise ValueError(f"`image` cannot be read: {error}") from error
         image = image[..., None] if channels == 1 else image
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise ValueError(
@@ -101,7 +118,9 @@ def prepare_images(
         ValueError: If `image` is no picture, or its aspect is not that of `height` and `width` and `resize_mode` does not
             say what to do.
     """
-    if resize_mode not in (None, "default", "crop", "fill"):
+    if resize_mode is not None and (
+        not isinstance(resize_mode, str) or resize_mode not in ("default", "crop", "fill")
+    ):
         raise ValueError(f"`resize_mode` must be None, 'default', 'crop' or 'fill', got {resize_mode!r}.")
     if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
         image = list(image)

@@ -53,6 +53,9 @@ def _dct_pair(low: int, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
     return coarse / math.sqrt(factor), coarse.T * math.sqrt(factor)
 
 
+MAX_NUMBERS = 2**31  # of a tensor; there torch's indices end in places
+
+
 _PAIRS = {"bicubic": _bicubic_pair, "area": _area_pair, "dct": _dct_pair}
 PROJECTIONS = tuple(_PAIRS)  # those that need nothing but a factor
 
@@ -82,6 +85,11 @@ def _gram(low: int, factor: int, dtype: torch.dtype, device: torch.device) -> tu
         return values.clamp(min=0).to(device, dtype), vectors.to(device, dtype)
 
 
+def _check_factor(factor: int):
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        raise ValueError(f"`factor` must be a positive integer, got {factor!r}.")
+
+
 def fit_projection_basis(batches: Iterable[torch.Tensor], factor: int) -> dict:
     """
     Choose what the projection `"pca"` keeps: the principal components over the channels, and of them the cosines.
@@ -103,21 +111,30 @@ def fit_projection_basis(batches: Iterable[torch.Tensor], factor: int) -> dict:
         own place, the others take the places of those that are left out.
 
     Raises:
-        ValueError: If there are no samples, their shapes differ, or `factor` does not divide their height and width.
+        ValueError: If there are no samples, they are not finite, their shapes differ, or `factor` does not divide their height
+            and width.
     """
+    _check_factor(factor)
+    if not isinstance(batches, Iterable):
+        raise ValueError(f"`batches` must be an iterable of tensors, got {batches!r}.")
     total, shape = 0.0, None
     for batch in batches:
-        if shape is None:
-            shape = batch.shape[1:]
-        if batch.ndim != 4 or batch.shape[1:] != shape or shape[1] % factor or shape[2] % factor:
+        is_batch = (
+            isinstance(batch, torch.Tensor) and batch.is_floating_point() and batch.ndim == 4 and batch.numel() > 0
+        )
+        shape = batch.shape[1:] if is_batch and shape is None else shape
+        if not is_batch or batch.shape[1:] != shape or shape[1] % factor or shape[2] % factor:
+            got = tuple(batch.shape) if isinstance(batch, torch.Tensor) else type(batch).__name__
             raise ValueError(
-                f"`batches` must be of one shape (batch, channels, height, width) divisible by the factor {factor}, got "
-                f"{tuple(batch.shape)}."
+                f"`batches` must be floating point and of one shape (batch, channels, height, width) divisible by the factor "
+                f"{factor}, got {got}."
             )
         cosines = _dct(shape[1]).to(batch.device) @ batch.double() @ _dct(shape[2]).T.to(batch.device)
         total = total + torch.einsum("bchw,bdhw->hwcd", cosines, cosines).cpu()
     if shape is None:
         raise ValueError("`batches` must hold at least one batch, got none.")
+    if not total.isfinite().all():
+        raise ValueError("`batches` must be finite, some numbers are not.")
     channels = torch.linalg.eigh(total.sum((0, 1)))[1].flip(1).T
     channels = channels * channels.gather(1, channels.abs().argmax(1, keepdim=True)).sign()
     energy = torch.einsum("ec,hwcd,ed->ehw", channels, total, channels)
@@ -154,10 +171,9 @@ class LowFrequencyProjection:
     """
 
     def __init__(self, projection: str = "bicubic", factor: int = 4, basis: dict | None = None):
-        if projection not in (*PROJECTIONS, "pca"):
+        if not isinstance(projection, str) or projection not in (*PROJECTIONS, "pca"):
             raise ValueError(f"`projection` must be one of {[*PROJECTIONS, 'pca']}, got {projection!r}.")
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-            raise ValueError(f"`factor` must be a positive integer, got {factor!r}.")
+        _check_factor(factor)
         if (basis is not None) != (projection == "pca"):
             raise ValueError(
                 "`basis` must be given with the projection 'pca', and with no other: `fit_projection_basis`."
@@ -185,6 +201,11 @@ class LowFrequencyProjection:
         return f"{type(self).__name__}(projection={self.projection!r}, factor={self.factor})"
 
     def _apply(self, x: torch.Tensor, low_height: int, low_width: int, which: int) -> torch.Tensor:
+        matrix, full = max(low_height, low_width) ** 2 * self.factor, low_height * low_width * self.factor**2
+        if max(matrix, math.prod(x.shape[:-2]) * full) > MAX_NUMBERS:
+            raise ValueError(
+                f"`{'low' if which else 'sample'}` of shape {tuple(x.shape)} is too large for the `factor` {self.factor}."
+            )
         # Half precision is computed in float32 and rounded once at the end.
         dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
         apply = self._separable if self.projection in _PAIRS else self._components
@@ -307,7 +328,7 @@ class LowFrequencyProjection:
 
     @staticmethod
     def _check(x: torch.Tensor, name: str) -> tuple[int, int]:
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim < 2:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.ndim < 2 or 0 in x.shape[-2:]:
             got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
             raise ValueError(f"`{name}` must be a floating point tensor of shape (..., height, width), got {got}.")
         return x.shape[-2], x.shape[-1]

@@ -1,6 +1,8 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """One small diffusion transformer, for the flow and for the prior model alike."""
 
+import math
+
 import torch
 import torch.nn as nn
 
@@ -26,6 +28,15 @@ SIZES = {
     "large": {"num_layers": 24, "num_attention_heads": 16, "attention_head_dim": 64},
     "xlarge": {"num_layers": 28, "num_attention_heads": 18, "attention_head_dim": 64},
 }
+
+
+MAX_SIZE = 2**16  # of layers, heads, channels and sides
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _shape(x) -> tuple[int, ...] | str:
+    """The shape of a tensor; of anything else its type."""
+    return tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
 
 
 def _rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
@@ -293,22 +304,39 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         super().__init__()
         for name in ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim"):
             value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}; the most is {MAX_SIZE}.")
+        sides = [sample_size] * 2 if isinstance(sample_size, int) else sample_size
+        is_size = isinstance(sides, (list, tuple)) and len(sides) == 2
+        if not is_size or not all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides):
+            raise ValueError(
+                f"`sample_size` must be a positive integer or two, got {sample_size!r}; the most is {MAX_SIZE}."
+            )
+        for name in ("use_meanflow", "use_noise_ratio"):
+            if not isinstance(self.config[name], bool):
+                raise ValueError(f"`{name}` must be True or False, got {self.config[name]!r}.")
+        if num_attention_heads * attention_head_dim > MAX_SIZE:
+            raise ValueError(
+                f"`num_attention_heads` times `attention_head_dim` must be at most {MAX_SIZE}, got {num_attention_heads} times "
+                f"{attention_head_dim}."
+            )
         if attention_head_dim % 4:
             raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {attention_head_dim}.")
         for name in ("num_classes", "caption_channels"):
             value = self.config[name]
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be a positive integer or None, got {value!r}.")
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and (not is_integer or not 1 <= value <= MAX_SIZE**1.5):
+                raise ValueError(
+                    f"`{name}` must be a positive integer or None, got {value!r}; the most is {MAX_SIZE**1.5:g}."
+                )
         if num_classes is not None and caption_channels is not None:
             raise ValueError(
                 f"`caption_channels` must be None with `num_classes`: text or labels, got {caption_channels} and {num_classes}."
             )
         for name in ("mlp_ratio", "time_max_frequency"):
             value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise ValueError(f"`{name}` must be a positive number, got {value!r}.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_SIZE:
+                raise ValueError(f"`{name}` must be a positive number, got {value!r}; the most is {MAX_SIZE}.")
         if guidance_scale is not None or guidance_scale_range is not None:
             if not use_meanflow or (num_classes is None and caption_channels is None):
                 raise ValueError(
@@ -330,8 +358,13 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
             raise ValueError("`sample_mean` and `sample_std` must be given together.")
         for name in ("sample_mean", "sample_std"):
             value = self.config[name]
-            if value is not None and (not isinstance(value, (list, tuple)) or len(value) != in_channels):
-                raise ValueError(f"`{name}` must be a list of {in_channels} numbers, one a channel, got {value!r}.")
+            least = -math.inf if name == "sample_mean" else 0
+            is_list = isinstance(value, (list, tuple)) and len(value) == in_channels
+            if value is not None and not (
+                is_list and all(type(x) in (int, float) and least < x < math.inf for x in value)
+            ):
+                kind = "positive numbers" if name == "sample_std" else "numbers"
+                raise ValueError(f"`{name}` must be a list of {in_channels} {kind}, one a channel, got {value!r}.")
         dim = num_attention_heads * attention_head_dim
 
         self.proj_in = nn.Linear(in_channels * patch_size**2, dim)
@@ -415,22 +448,24 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         """
         p = self.config.patch_size
         if (
-            hidden_states.ndim != 4
+            not isinstance(hidden_states, torch.Tensor)
+            or not hidden_states.is_floating_point()
+            or hidden_states.ndim != 4
             or hidden_states.shape[1] != self.config.in_channels
             or hidden_states.shape[2] % p
             or hidden_states.shape[3] % p
         ):
             raise ValueError(
-                f"`hidden_states` must be of shape (batch, {self.config.in_channels}, height, width) with sides "
-                f"divisible by {p}, got {tuple(hidden_states.shape)}."
+                f"`hidden_states` must be floating point of shape (batch, {self.config.in_channels}, height, width) with sides "
+                f"divisible by {p}, got {_shape(hidden_states)}."
             )
         batch, channels, height, width = hidden_states.shape
         numbers = {"timestep": timestep, "timestep_r": timestep_r, "noise_ratio": noise_ratio, "guidance": guidance}
         for name, value in numbers.items():
-            if value is not None and value.shape not in ((), (1,), (batch,)):
-                raise ValueError(f"`{name}` must be of shape () or ({batch},), got {tuple(value.shape)}.")
-        if class_labels is not None and class_labels.shape != (batch,):
-            raise ValueError(f"`class_labels` must be of shape ({batch},), got {tuple(class_labels.shape)}.")
+            if (value is not None or name == "timestep") and _shape(value) not in ((), (1,), (batch,)):
+                raise ValueError(f"`{name}` must be a tensor of shape () or ({batch},), got {_shape(value)}.")
+        if class_labels is not None and (_shape(class_labels) != (batch,) or class_labels.dtype not in INTEGERS):
+            raise ValueError(f"`class_labels` must be integers of shape ({batch},), got {_shape(class_labels)}.")
         dtype = hidden_states.dtype
         if (encoder_hidden_states is not None) != (self.config.caption_channels is not None):
             given = "" if self.config.caption_channels is not None else "not "

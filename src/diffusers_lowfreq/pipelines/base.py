@@ -28,8 +28,9 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoding import decode_latents
 from ..evaluation.flops import count_flops
+from ..images import check_pixels
 from ..model_card import save_model_card
-from ..schedulers import LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
+from ..schedulers import MAX_COUNT, LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
 from ..stock.lora import refuse_other_weights
 from ..versioned_config import VersionedConfigMixin
 from .pipeline_output import LowFreqPipelineOutput
@@ -71,6 +72,9 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
                 "`guider` must combine predictions with the condition and without it, a "
                 f"{type(guider).__name__} needs more of the network than that."
             )
+        for name in ("transformer", "prior", "vae", "text_encoder"):
+            if not isinstance(components.get(name), (torch.nn.Module, type(None))):
+                raise ValueError(f"`{name}` must be a model or None, got {components[name]!r}.")
         self.register_modules(**components)
         self._interrupt = False
         self._network_calls = {"prior": 0, "flow": 0}
@@ -220,8 +224,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
 
     @staticmethod
     def _check_count(name: str, value: int):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= MAX_COUNT:
+            raise ValueError(f"`{name}` must be a positive integer, got {value!r}; the most is {MAX_COUNT}.")
 
     @staticmethod
     def _check_flag(name: str, value: bool):
@@ -230,7 +234,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
 
     @staticmethod
     def _check_output_type(output_type: str):
-        if output_type not in ("pil", "np", "pt", "latent"):
+        if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
 
     def _check_size(self, height: int, width: int):
@@ -244,6 +248,7 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
                 raise ValueError(
                     f"`{name}` must be a positive multiple of {step} (autoencoder, patches and factor), got {value!r}."
                 )
+        check_pixels(height, width)
 
     def _check_schedulers(self):
         """Refuse a scheduler that cannot make the source, or a prior scheduler that is wrong from Gaussian noise."""
@@ -257,8 +262,9 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         if prior_scheduler is None:
             return
         name = type(prior_scheduler).__name__
-        is_flow = is_flow_sampler(prior_scheduler) or name.startswith("FlowMap")
-        takes_sigmas = "sigmas" in inspect.signature(prior_scheduler.set_timesteps).parameters
+        is_sampler = isinstance(prior_scheduler, SchedulerMixin)
+        is_flow = is_sampler and (is_flow_sampler(prior_scheduler) or name.startswith("FlowMap"))
+        takes_sigmas = is_sampler and "sigmas" in inspect.signature(prior_scheduler.set_timesteps).parameters
         if not is_flow or redraws_noise(prior_scheduler) or not takes_sigmas:
             raise ValueError(
                 "`prior_scheduler` must be a deterministic flow-matching scheduler that takes `sigmas` (for example "
@@ -328,7 +334,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         self._check_count("num_inference_steps", num_inference_steps)
         self._check_count("prior_num_inference_steps", prior_num_inference_steps)
         for name, value in (("guidance_scale", guidance_scale), ("prior_guidance_scale", prior_guidance_scale)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not 0 <= value <= torch.finfo(torch.float32).max:
                 raise ValueError(f"`{name}` must be a finite number from 0 on, got {value!r}.")
         self._check_folded_guidance("guidance_scale", guidance_scale, self.transformer)
         self._check_folded_guidance("prior_guidance_scale", prior_guidance_scale, self.prior)
@@ -357,6 +364,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         if noise_ratio is not None:
             self.scheduler.check_noise_ratio(noise_ratio)
         self._check_output_type(output_type)
+        self._check_flag("output_prior_images", output_prior_images)
+        self._check_flag("return_dict", return_dict)
 
         self._check_size(height, width)
         factor = self.scheduler.config.factor
@@ -381,6 +390,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
             if not isinstance(value, torch.Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
                 got = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value)
                 raise ValueError(f"`{name}` must be a floating point tensor of shape {shape}, got {got}.")
+            if not value.to(self.transformer.dtype).isfinite().all():
+                raise ValueError(f"`{name}` must be finite in {self.transformer.dtype}, some numbers are not.")
         generators = generator if isinstance(generator, (list, tuple)) else [generator] * batch_size
         is_generator = all(isinstance(g, torch.Generator) for g in generators) or generator is None
         if not is_generator or len(generators) != batch_size:
@@ -616,7 +627,14 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
 
                 if callback_on_step_end is not None:
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    latents = callback_on_step_end(self, i, t, tensors).pop(name, latents)
+                    returned = callback_on_step_end(self, i, t, tensors)
+                    changed = returned.pop(name, latents) if isinstance(returned, dict) else None
+                    if not isinstance(changed, torch.Tensor) or changed.shape != latents.shape:
+                        raise ValueError(
+                            f"`{'prior_' if stage == 'prior' else ''}callback_on_step_end` must return a dict, with {name!r} in "
+                            f"it or not, of shape {tuple(latents.shape)}; got {type(returned).__name__}."
+                        )
+                    latents = changed
                 progress_bar.update()
         self._current_timestep = None
         return latents, velocity
@@ -812,9 +830,18 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         return LowFreqPipelineOutput(images=images, prior_images=prior_images, prior_latents=prior_latents)
 
     def decode_latents(self, latents: torch.Tensor, output_type: str):
-        """Decode latents of unit scale `(batch, channels, height, width)`; `"latent"` leaves them as they are."""
+        """
+        Decode latents of unit scale `(batch, channels, height, width)`; `"latent"` leaves them as they are.
+
+        Raises:
+            ValueError: If what comes out is not finite, which would be a black image.
+        """
         self._check_output_type(output_type)
-        if output_type == "latent":
-            return latents
-        images = decode_latents(self.vae, latents) if self.vae is not None else latents
-        return self.image_processor.postprocess(images, output_type=output_type)
+        is_decoded = output_type != "latent" and self.vae is not None
+        images = decode_latents(self.vae, latents) if is_decoded else latents
+        if not images.isfinite().all():
+            raise ValueError(
+                "`latents` must give finite images, these do not. A `guidance_scale` or `prior_guidance_scale` may be too large, "
+                "given latents far from unit scale, or the numbers of a network or of the autoencoder too large for its type."
+            )
+        return images if output_type == "latent" else self.image_processor.postprocess(images, output_type=output_type)

@@ -9,10 +9,14 @@ class ClassLabelsMixin:
     """Read class names and numbers, and turn them into what the networks are told."""
 
     def _register_labels(self, id2label: dict[int, str] | dict[str, str] | None):
-        if id2label is not None and not isinstance(id2label, dict):
+        try:
+            self.labels = {name: int(str(number)) for number, name in (id2label or {}).items()}
+            fits = all(isinstance(name, str) and number >= 0 for name, number in self.labels.items())
+        except (AttributeError, TypeError, ValueError):
+            fits = False
+        if not fits:
             raise ValueError(f"`id2label` must be a dict of class numbers and names, got {id2label!r}.")
         self.register_to_config(id2label=id2label)
-        self.labels = {name: int(number) for number, name in (id2label or {}).items()}
 
     def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor) -> list[int]:
         """

@@ -160,8 +160,9 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             if text is None:
                 continue
             texts = [text] if isinstance(text, str) else text
-            if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(t, str) for t in texts):
-                raise ValueError(f"`{name}` must be a string or a list of strings, got {text!r}.")
+            is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
+            if not is_list or not all(isinstance(t, str) and t == t.encode(errors="ignore").decode() for t in texts):
+                raise ValueError(f"`{name}` must be a string or a list of strings, of valid Unicode, got {text!r}.")
             if self.text_encoder is None or self.tokenizer is None:
                 raise ValueError(
                     f"`{name}` needs a `text_encoder` and a `tokenizer`, which this pipeline lacks; give `{name}_embeds`."
@@ -187,12 +188,16 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
                 or not embeds.is_floating_point()
                 or embeds.ndim != 3
                 or embeds.shape[2] != width
+                or len(embeds) < 1
             ):
                 got = tuple(embeds.shape) if torch.is_tensor(embeds) else type(embeds)
                 raise ValueError(
                     f"`{name}` must be a floating point tensor of shape (prompts, text_tokens, {width}), got {got}."
                 )
-            if not torch.is_tensor(mask) or mask.shape != embeds.shape[:2] or not mask.bool().any(1).all():
+            if not embeds.to(self.transformer.dtype).isfinite().all():
+                raise ValueError(f"`{name}` must be finite in {self.transformer.dtype}, some numbers are not.")
+            fits = torch.is_tensor(mask) and mask.shape == embeds.shape[:2] and bool(mask.isfinite().all())
+            if not fits or not mask.bool().any(1).all():
                 got = tuple(mask.shape) if torch.is_tensor(mask) else type(mask)
                 raise ValueError(
                     f"`{mask_name}` must be of shape {tuple(embeds.shape[:2])}, with a token that counts in every row, got {got}."

@@ -1,5 +1,5 @@
 from .samplers import is_flow_sampler, redraws_noise
-from .scheduling_lowfreq_flow_match import LowFreqFlowMatchScheduler
+from .scheduling_lowfreq_flow_match import MAX_COUNT, LowFreqFlowMatchScheduler
 
 
-__all__ = ["LowFreqFlowMatchScheduler", "is_flow_sampler", "redraws_noise"]
+__all__ = ["MAX_COUNT", "LowFreqFlowMatchScheduler", "is_flow_sampler", "redraws_noise"]

@@ -15,8 +15,29 @@ from ..projections import LowFrequencyProjection
 from ..versioned_config import VersionedConfigMixin
 
 
+MAX_COUNT = 1_000_000  # of steps, and of images for a prompt: float32 tells hardly more levels apart
+
 # Settings of other flow-matching schedulers that change the trajectory and that this one does not have.
 _REFUSED = ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling")
+
+
+def _shape(x) -> tuple[int, ...] | None:
+    """The shape of a floating point tensor; of anything else there is none."""
+    return tuple(x.shape) if isinstance(x, torch.Tensor) and x.is_floating_point() else None
+
+
+def _time(timestep, device) -> torch.Tensor | None:
+    """Times as a tensor; `None` if they are no numbers."""
+    try:
+        return torch.as_tensor(timestep, dtype=torch.float32, device=device)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _falls(levels: np.ndarray) -> bool:
+    """Whether levels fall strictly and stay above zero, in float32."""
+    levels = levels.astype(np.float32)
+    return bool(levels[-1] > 0 and (np.diff(levels) < 0).all())
 
 
 @dataclass
@@ -103,15 +124,23 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         solver_order: int = 1,
         projection_basis: dict | None = None,
     ):
-        if (
-            isinstance(num_train_timesteps, bool)
-            or not isinstance(num_train_timesteps, int)
-            or num_train_timesteps < 1
-        ):
-            raise ValueError(f"`num_train_timesteps` must be a positive integer, got {num_train_timesteps!r}.")
-        if time_shift_type not in ("exponential", "linear"):
+        for name in ("num_train_timesteps", "base_image_seq_len", "max_image_seq_len"):
+            value = self.config[name]
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}; the most is {MAX_COUNT}.")
+        if base_image_seq_len == max_image_seq_len:
+            raise ValueError(
+                f"`max_image_seq_len` must differ from `base_image_seq_len`, got {max_image_seq_len} for both."
+            )
+        for name in ("base_shift", "max_shift"):
+            value = self.config[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
+                raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
+        if not isinstance(use_dynamic_shifting, bool):
+            raise ValueError(f"`use_dynamic_shifting` must be True or False, got {use_dynamic_shifting!r}.")
+        if not isinstance(time_shift_type, str) or time_shift_type not in ("exponential", "linear"):
             raise ValueError(f"`time_shift_type` must be 'exponential' or 'linear', got {time_shift_type!r}.")
-        if solver_order not in (1, 2):
+        if type(solver_order) is not int or solver_order not in (1, 2):
             raise ValueError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
         if shift_terminal is not None and not (isinstance(shift_terminal, float) and 0 < shift_terminal < 1):
             raise ValueError(f"`shift_terminal` must be in (0, 1), got {shift_terminal!r}.")
@@ -207,12 +236,14 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             ValueError: If the shapes do not fit or `noise_ratio` is not allowed.
         """
         upsampled = self.projection.upsample(low)
-        if upsampled.shape != noise.shape:
+        if _shape(noise) != tuple(upsampled.shape):
             raise ValueError(
-                f"`low` of shape {tuple(low.shape)} and factor {self.projection.factor} needs `noise` of shape "
-                f"{tuple(upsampled.shape)}, got {tuple(noise.shape)}."
+                f"`low` of shape {tuple(low.shape)} and factor {self.projection.factor} needs floating point `noise` of shape "
+                f"{tuple(upsampled.shape)}, got {_shape(noise)}."
             )
         if isinstance(noise_ratio, torch.Tensor):
+            if noise_ratio.shape not in ((), (1,), (len(noise),)):
+                raise ValueError(f"`noise_ratio` must have shape ({len(noise)},), got {tuple(noise_ratio.shape)}.")
             alpha = noise_ratio.float().view(-1, *[1] * (noise.ndim - 1))
         else:
             alpha = self.check_noise_ratio(self.config.noise_ratio if noise_ratio is None else noise_ratio)
@@ -246,8 +277,21 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             noise (`torch.Tensor` of the shape of `sample`):
                 The state at `sigma = 1`: the source, not bare noise unless `noise_ratio` is 1. The name is
                 diffusers'.
+
+        Raises:
+            ValueError: If the shapes do not fit or a time is outside its range.
         """
-        sigma = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device) / self.config.num_train_timesteps
+        if _shape(sample) is None or _shape(sample) != _shape(noise):
+            raise ValueError(
+                f"`sample` and `noise` must be floating point tensors of one shape, got {_shape(sample)} and {_shape(noise)}."
+            )
+        last = self.config.num_train_timesteps
+        time = _time(timestep, sample.device)
+        if time is None or time.shape not in ((), (1,), (len(sample),)) or not ((0 <= time) & (time <= last)).all():
+            raise ValueError(
+                f"`timestep` must be one number from 0 to {last}, or one for each of the {len(sample)} samples, got {timestep}."
+            )
+        sigma = time / last
         sigma = sigma.view(-1, *[1] * (sample.ndim - 1))
         return ((1 - sigma) * sample + sigma * noise).to(sample.dtype)
 
@@ -305,14 +349,26 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         """
         if sigmas is not None and timesteps is not None:
             raise ValueError("Pass `sigmas` or `timesteps`, not both.")
-        if self.config.use_dynamic_shifting and timesteps is None and not isinstance(mu, (int, float)):
-            raise ValueError(f"`mu` must be passed, a number, when `use_dynamic_shifting` is True, got {mu!r}.")
+        is_number = (
+            isinstance(mu, (int, float)) and not isinstance(mu, bool) and abs(mu) < 88
+        )  # else exp(mu) overflows
+        if self.config.use_dynamic_shifting and timesteps is None and not is_number:
+            raise ValueError(
+                f"`mu` must be passed, a number in (-88, 88), when `use_dynamic_shifting` is True, got {mu!r}."
+            )
+        try:
+            device = device if device is None else torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"`device` must be a device of torch, got {device!r}.") from error
         given = sigmas if sigmas is not None else timesteps
         if given is None:
-            if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, (int, np.integer)):
-                raise ValueError(f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}.")
-            if num_inference_steps < 1:
-                raise ValueError(f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}.")
+            is_integer = isinstance(num_inference_steps, (int, np.integer)) and not isinstance(
+                num_inference_steps, bool
+            )
+            if not is_integer or not 1 <= num_inference_steps <= MAX_COUNT:
+                raise ValueError(
+                    f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}; the most is {MAX_COUNT}."
+                )
             sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
         else:
             name, top = (
@@ -320,13 +376,9 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             )
             try:
                 levels = torch.as_tensor(given, dtype=torch.float64, device="cpu").numpy()
-            except (TypeError, ValueError, RuntimeError):
+            except (OverflowError, TypeError, ValueError, RuntimeError):
                 levels = np.empty(0)
-            if (
-                levels.ndim != 1
-                or not len(levels)
-                or not (0 < levels[-1] and levels[0] <= top and (np.diff(levels) < 0).all())
-            ):
+            if levels.ndim != 1 or not len(levels) or not (levels[0] <= top and _falls(levels)):
                 raise ValueError(f"`{name}` must be strictly decreasing numbers in (0, {top:g}], got {given!r}.")
             if num_inference_steps not in (None, len(levels)):
                 raise ValueError(
@@ -341,6 +393,9 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
                 sigmas = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
             if self.config.shift_terminal is not None and sigmas[-1] < 1:
                 sigmas = 1 - (1 - sigmas) * (1 - self.config.shift_terminal) / (1 - sigmas[-1])
+            if not (sigmas[0] < 1 + 1e-6 and _falls(sigmas)):
+                name, value = ("mu", mu) if self.config.use_dynamic_shifting else ("shift", self.shift)
+                raise ValueError(f"`{name}` must leave levels that float32 can tell apart, got {value!r}.")
         self.num_inference_steps = len(sigmas)
         self._set_schedule(sigmas, device)
 
@@ -364,6 +419,8 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
 
     def set_begin_index(self, begin_index: int = 0):
         """Set the index of the first step; a pipeline that does saves a look-up and a synchronisation."""
+        if isinstance(begin_index, bool) or not isinstance(begin_index, (int, np.integer)) or begin_index < 0:
+            raise ValueError(f"`begin_index` must be an integer from 0 on, got {begin_index!r}.")
         self._begin_index = begin_index
 
     def index_for_timestep(
@@ -376,12 +433,11 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             ValueError: If no timestep of the schedule is near `timestep`.
         """
         schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        timestep = torch.as_tensor(timestep, dtype=torch.float32, device=schedule.device)
-        distance = (schedule - timestep.flatten()[:1]).abs()
-        index = int(distance.argmin())
-        if timestep.numel() != 1 or not distance[index] <= 1e-3 * self.config.num_train_timesteps / len(schedule):
-            raise ValueError(f"`timestep` must be one of the schedule's {schedule.tolist()}, got {timestep.tolist()}.")
-        return index
+        time = _time(timestep, schedule.device)
+        distance = None if time is None or time.numel() != 1 else (schedule - time.flatten()).abs()
+        if distance is None or not distance.min() <= 1e-3 * self.config.num_train_timesteps / len(schedule):
+            raise ValueError(f"`timestep` must be one of the schedule's {schedule.tolist()}, got {timestep}.")
+        return int(distance.argmin())
 
     # ------------------------------------------------------------------------------------------------ the step
 
@@ -413,8 +469,13 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
                 Whether to return a [`LowFreqFlowMatchSchedulerOutput`] rather than a tuple `(prev_sample,)`.
 
         Raises:
-            ValueError: If `timestep` is an integer index or not in the schedule, or the schedule is used up.
+            ValueError: If the shapes differ, `timestep` is an integer index or not in the schedule, or that is used up.
         """
+        if _shape(sample) is None or _shape(sample) != _shape(model_output):
+            raise ValueError(
+                "`model_output` and `sample` must be floating point tensors of one shape, got "
+                f"{_shape(model_output)} and {_shape(sample)}."
+            )
         if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
             raise ValueError(f"`timestep` must be one of `scheduler.timesteps`, not an integer index, got {timestep}.")
         if self._step_index is None:

@@ -8,6 +8,8 @@ import torch
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ..images import check_pixels
+
 
 PACKS = ("latents", "batch_size", "num_channels_latents", "height", "width")  # the arguments of FLUX's `_pack_latents`
 
@@ -23,6 +25,7 @@ def latent_size(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, 
     for name, value in (("height", height), ("width", width)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % step:
             raise ValueError(f"`{name}` must be a positive multiple of {step} for a {_name(pipe)}, got {value!r}.")
+    check_pixels(height, width)
     return height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
 
 

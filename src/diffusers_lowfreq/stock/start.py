@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..autoencoding import decode_latents, encode_images
 from ..images import prepare_images
-from ..schedulers import LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
+from ..schedulers import MAX_COUNT, LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
 from .latents import cast_given_latents, latent_size, pack_latents, unpack_latents
 from .lora import SOURCE, adapter_source, adapters_left_out
 
@@ -99,7 +99,10 @@ def generate_from_coarse(
         ValueError: If the pipeline cannot be started so, or an argument does not fit; it is named.
     """
     takes = inspect.signature(type(pipe).__call__).parameters
-    counts = {"num_inference_steps": num_inference_steps}
+    counts = {
+        "num_inference_steps": num_inference_steps,
+        "num_images_per_prompt": call.get("num_images_per_prompt", 1),
+    }
     if coarse_num_inference_steps is not None:
         counts["coarse_num_inference_steps"] = coarse_num_inference_steps
     scheduler = _check(pipe, scheduler, takes, call, counts)
@@ -107,7 +110,7 @@ def generate_from_coarse(
         raise ValueError(
             "Pass one of `image`, `prior_latents` and `coarse_num_inference_steps`: what the start is coarse of."
         )
-    if upsample not in ("pixels", "latents"):
+    if not isinstance(upsample, str) or upsample not in ("pixels", "latents"):
         raise ValueError(f"`upsample` must be 'pixels' or 'latents', got {upsample!r}.")
     noise_ratio, factor = scheduler.config.noise_ratio, scheduler.config.factor
     if "use_resolution_binning" in takes:  # SANA would go to another size than the source has
@@ -185,8 +188,8 @@ def _check(pipe, scheduler, takes, call, counts) -> LowFreqFlowMatchScheduler:
     if unknown:
         raise ValueError(f"`{unknown[0]}` is not an argument of the call of a {name}.")
     for argument, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{argument}` must be a positive integer, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+            raise ValueError(f"`{argument}` must be a positive integer, got {value!r}; the most is {MAX_COUNT}.")
     stock, config = pipe.scheduler, pipe.scheduler.config
     kind = type(stock).__name__
     redraws = redraws_noise(stock)
