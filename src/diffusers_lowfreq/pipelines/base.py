@@ -72,9 +72,10 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
                 "`guider` must combine predictions with the condition and without it, a "
                 f"{type(guider).__name__} needs more of the network than that."
             )
-        for name in ("transformer", "prior", "vae", "text_encoder"):
-            if not isinstance(components.get(name), (torch.nn.Module, type(None))):
-                raise ValueError(f"`{name}` must be a model or None, got {components[name]!r}.")
+        models = dict.fromkeys(("transformer", "prior", "vae", "text_encoder"), torch.nn.Module)
+        for name, kind in (models | dict.fromkeys(("scheduler", "prior_scheduler"), SchedulerMixin)).items():
+            if not isinstance(components.get(name), (kind, type(None))):
+                raise ValueError(f"`{name}` must be a {kind.__name__} or None, got {components[name]!r}.")
         self.register_modules(**components)
         self._interrupt = False
         self._network_calls = {"prior": 0, "flow": 0}
@@ -262,9 +263,8 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         if prior_scheduler is None:
             return
         name = type(prior_scheduler).__name__
-        is_sampler = isinstance(prior_scheduler, SchedulerMixin)
-        is_flow = is_sampler and (is_flow_sampler(prior_scheduler) or name.startswith("FlowMap"))
-        takes_sigmas = is_sampler and "sigmas" in inspect.signature(prior_scheduler.set_timesteps).parameters
+        is_flow = is_flow_sampler(prior_scheduler) or name.startswith("FlowMap")
+        takes_sigmas = "sigmas" in inspect.signature(prior_scheduler.set_timesteps).parameters
         if not is_flow or redraws_noise(prior_scheduler) or not takes_sigmas:
             raise ValueError(
                 "`prior_scheduler` must be a deterministic flow-matching scheduler that takes `sigmas` (for example "

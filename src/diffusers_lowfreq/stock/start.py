@@ -252,7 +252,7 @@ def _size(pipe, takes, prior_latents, factor, height, width) -> tuple[int, int]:
         shape = tuple(prior_latents.shape) if isinstance(prior_latents, torch.Tensor) else type(prior_latents).__name__
         is_tensor = isinstance(prior_latents, torch.Tensor) and prior_latents.is_floating_point()
         channels = pipe.transformer.config.in_channels if pipe.vae is None else pipe.vae.config.latent_channels
-        if is_tensor and not prior_latents.isfinite().all():
+        if is_tensor and not prior_latents.float().isfinite().all():
             raise ValueError("`prior_latents` must be finite, some are not.")
         if not is_tensor or prior_latents.ndim != 4 or [channels, height, width] != [prior_latents.shape[1], *sides]:
             raise ValueError(
