@@ -38,7 +38,7 @@ from diffusers_lowfreq.evaluation import (
     spectrum_frequencies,
 )
 from diffusers_lowfreq.projections import PROJECTIONS
-from diffusers_lowfreq.training import keyed_generator, load_images, machine_kind
+from diffusers_lowfreq.training import check_numbers, keyed_generator, load_images, machine_kind
 
 
 FACTORS = (2, 4, 8)
@@ -69,6 +69,7 @@ def parse_args(argv=None):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to encode")
     parser.add_argument("--output", default="out/advice", help="folder of config.json, advice.json and spectrum.png")
     args = parser.parse_args(argv)
+    check_numbers(parser, args)
     for name, least in {"resolution": 1, "num_images": 1, "num_pairs": 2, "batch_size": 1}.items():
         if getattr(args, name) < least:
             parser.error(f"argument --{name}: must be at least {least}, got {getattr(args, name)}")

@@ -71,7 +71,7 @@ def main(argv=None):
     pipe = LowFreqPipeline.from_pretrained(args.pretrained_model_name_or_path).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     names = args.class_labels or list(pipe.labels)[:10] or None
-    labels = [int(name) if name.isdigit() else name for name in names] if names else None
+    labels = [int(name) if name.isdecimal() else name for name in names] if names else None
     count = len(labels) if labels else 6
     conditional = {"class_labels": labels} if labels else {"num_images_per_prompt": count}
 

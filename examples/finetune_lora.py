@@ -46,11 +46,13 @@ from diffusers_lowfreq.stock import (
     weights_fingerprint,
 )
 from diffusers_lowfreq.training import (
+    LR_SCHEDULERS,
     GradientGuard,
     KeyedBatchSampler,
     LatentCache,
     Termination,
     check_engine,
+    check_processes,
     keyed_generator,
     load_images,
     machine_kind,
@@ -65,7 +67,6 @@ from diffusers_lowfreq.training import (
 
 check_min_version("0.40.0")
 
-LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -433,6 +434,7 @@ def main(args):
     if any(side % args.factor for side in sides):
         raise ValueError(f"`factor` must divide the size {sides[0]}x{sides[1]} of the latents, got {args.factor}.")
     images = load_data(args, pipe)
+    check_processes(accelerator, images)
     cache_dir = args.cache_dir or os.path.join(args.output_dir, "cache")
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     for name, module in pipe.components.items():

@@ -23,12 +23,15 @@ from tqdm.auto import tqdm
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from diffusers_lowfreq import LowFrequencyProjection
+from diffusers_lowfreq.projections import PROJECTIONS
 from diffusers_lowfreq.training import (
+    LR_SCHEDULERS,
     GradientGuard,
     KeyedBatchSampler,
     LatentCache,
     Termination,
     check_engine,
+    check_processes,
     load_images,
     parse_with_config,
     register_schedule,
@@ -55,14 +58,16 @@ def parse_args(argv=None):
     parser.add_argument("--kl_weight", type=float, default=1e-5)
     parser.add_argument("--l1_weight", type=float, default=0.1)
     parser.add_argument("--equivariance_probability", type=float, default=0.25)
-    parser.add_argument("--projection", default="bicubic", help="projection of the equivariance term")
+    parser.add_argument(
+        "--projection", choices=PROJECTIONS, default="bicubic", help="projection of the equivariance term"
+    )
     parser.add_argument("--factor", type=int, default=2, help="factor of the equivariance term")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train_batch_size", type=int, default=32)
     parser.add_argument("--gradient_accumulation_steps", type=int, default=1)
     parser.add_argument("--max_train_steps", type=int, default=5000)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--lr_scheduler", default="cosine")
+    parser.add_argument("--lr_scheduler", choices=LR_SCHEDULERS, default="cosine")
     parser.add_argument("--lr_warmup_steps", type=int, default=200)
     parser.add_argument("--max_grad_norm", type=float, default=1.0)
     parser.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True)
@@ -74,11 +79,13 @@ def parse_args(argv=None):
     parser.add_argument("--report_to", default=None)
     args = parse_with_config(parser, argv)
 
-    positive = "resolution latent_channels layers_per_block train_batch_size gradient_accumulation_steps "
+    positive = "resolution factor latent_channels layers_per_block train_batch_size gradient_accumulation_steps "
     positive += "max_train_steps num_validation_images checkpointing_steps checkpoints_total_limit"
     for name in positive.split():
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be positive, got {getattr(args, name)}")
+    if any(channels < 8 or channels % 8 for channels in args.block_out_channels):
+        parser.error(f"argument --block_out_channels: must be positive multiples of 8, got {args.block_out_channels}")
     if not 0 <= args.equivariance_probability <= 1:
         parser.error(f"argument --equivariance_probability: must be in [0, 1], got {args.equivariance_probability}")
     return args
@@ -133,6 +140,7 @@ def main(args):
         image_column=args.image_column,
         label_column=None,
     )
+    check_processes(accelerator, images)
     with accelerator.main_process_first():
         cache = LatentCache.build(images, None, args.cache_dir or f"{args.output_dir}/cache", progress=tqdm)
     num_train = len(cache) - args.num_validation_images

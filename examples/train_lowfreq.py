@@ -59,6 +59,7 @@ from diffusers_lowfreq.projections import PROJECTIONS, fit_projection_basis
 from diffusers_lowfreq.stock import describe_adapter
 from diffusers_lowfreq.text_encoding import fingerprint, load_text_encoder
 from diffusers_lowfreq.training import (
+    LR_SCHEDULERS,
     CaptionCache,
     DegradedImages,
     DegradedPairs,
@@ -70,6 +71,7 @@ from diffusers_lowfreq.training import (
     Termination,
     averaged_weights,
     check_engine,
+    check_processes,
     configure_engine,
     engine,
     finish,
@@ -88,7 +90,6 @@ from diffusers_lowfreq.training import (
 check_min_version("0.40.0")
 
 SOURCE = ("projection", "factor", "noise_ratio", "noise_ratio_range", "projection_basis")
-LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
 NOISE_RATIO = 0.25  # better than the paper's 0.5 in the study of docs/evidence.md
 # Options that only the training of one-step models has
@@ -966,6 +967,7 @@ def main(args):
     stream = None
     if args.streaming:
         stream, images = images, images.head
+    check_processes(accelerator, images)
 
     def cache_latents(vae, images=images):
         with accelerator.main_process_first():
@@ -993,11 +995,6 @@ def main(args):
 
     teacher = load_teacher(args)
     pipeline, cache, captions = build_pipeline(args, cache_latents, cache_captions, teacher)
-    if accelerator.num_processes > len(cache):
-        raise ValueError(
-            f"`num_processes` of the accelerate configuration must not exceed the number of images, {len(cache)}, got "
-            f"{accelerator.num_processes}."
-        )
     pairs = cache
     if args.degraded_share is not None:
         pairs = DegradedPairs(cache, cache_latents(pipeline.vae, DegradedImages(images)))

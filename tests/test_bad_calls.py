@@ -11,14 +11,19 @@ import fractions
 import io
 import json
 import math
+import os
 import random
 import time
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from PIL import Image
 from scripts import EXAMPLES, load_script, make_folder, run_failing_process, workplace
 from test_bad_input import NOT_A_COUNT, NOT_A_SCALE, NOT_A_SIZE
@@ -34,9 +39,12 @@ from diffusers_lowfreq import (
     generate_from_coarse,
 )
 from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
+from diffusers_lowfreq.training import LatentCache, load_images
 
 
 LIMIT = 1.0  # seconds, from the call to its error
+
+usefixtures = pytest.mark.usefixtures(workplace.__name__)
 
 
 # ------------------------------------------------------------------------------------------------------- entry points
@@ -444,3 +452,271 @@ def test_a_bad_call_ends_in_an_error_that_names_the_argument(case):
     seconds = time.monotonic() - started
     assert any(f"`{name}`" in str(error.value) for name in case.named), f"{type(error.value)}: {error.value}"
     assert seconds < LIMIT
+
+
+# ------------------------------------------------------------------------------------------------------------ scripts
+
+NEEDED = {
+    "train_lowfreq": {"output_dir": "out"},
+    "train_autoencoder": {"output_dir": "out"},
+    "finetune_lora": {"output_dir": "out", "pretrained_model_name_or_path": "pipe"},
+    "advise": {},
+}
+SCRIPTS = {name: load_script(name) for name in (*NEEDED, "demo")}
+NO_INTEGER = ["four", "", "2.5", "nan", "inf", "1e3", "²", "9" * 30, "-" + "9" * 30, "0x10", "None", "[2]", "\u202e2"]
+NO_NUMBER = ["four", "", "nan", "inf", "-inf", "1e400", "½", "1,5", "NaN\u202e", "None", "[0.5]", "0.5 0.5"]
+NEGATIVE = [
+    "seed",
+    "learning_rate",
+    "prior_learning_rate",
+    "lr_warmup_steps",
+    "adam_weight_decay",
+    "adam_epsilon",
+    "kl_weight",
+]
+NEGATIVE += [
+    "max_grad_norm",
+    "dataloader_num_workers",
+    "logit_std",
+    "l1_weight",
+    "validation_guidance_scale",
+    "adam_beta1",
+]
+OPTIONAL = {"train_lowfreq": {"rank": 4, "noise_ratio": 0.5, "degraded_share": 0.5, "guidance_scale": 2.0}}
+OPTIONAL["finetune_lora"] = {"lora_alpha": 4, "checkpoints_total_limit": 2, "max_sequence_length": 16}
+CHOSEN = {"train": "train_lowfreq", "projection": "train_autoencoder", "lr_scheduler": "train_autoencoder"}
+CHOSEN |= {"mixed_precision": "finetune_lora", "objective": "train_lowfreq", "derivative": "train_lowfreq"}
+
+
+def command_lines() -> list[tuple[str, str, list[str]]]:
+    """Script, the option that is bad, and the command line: for every option that is a number, two by lot."""
+    drawn, lines = random.Random(1), []
+    for script, needed in NEEDED.items():
+        base = [f"--{k}={v}" for k, v in needed.items()]
+        defaults = vars(SCRIPTS[script].parse_args(base)) | OPTIONAL.get(script, {})
+        for name, value in defaults.items():
+            first = value[0] if isinstance(value, list) else value
+            if isinstance(first, bool) or not isinstance(first, (int, float)):
+                continue
+            for bad in drawn.sample(NO_INTEGER if isinstance(first, int) else NO_NUMBER, 2):
+                values = [bad] * (len(value) if isinstance(value, list) else 1)
+                lines.append(
+                    (script, name, [*base, f"--{name}={bad}"] if len(values) == 1 else [*base, f"--{name}", *values])
+                )
+            if name in NEGATIVE:
+                lines.append((script, name, [*base, f"--{name}=-1"]))
+    base = [f"--{k}={v}" for k, v in NEEDED["finetune_lora"].items()]
+    lines += [(script, name, [*base[: len(NEEDED[script])], f"--{name}=Linеar"]) for name, script in CHOSEN.items()]
+    autoencoder = ["--output_dir=out", "--block_out_channels"]
+    lines += [
+        ("train_autoencoder", "block_out_channels", autoencoder + bad) for bad in (["12"], ["0"], ["8", "-8"], [])
+    ]
+    return lines
+
+
+COMMAND_LINES = command_lines()
+
+
+def refused(capsys, script: str, line: list[str]) -> str:
+    """The last line that the parser of a script says before it leaves."""
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as error:
+        SCRIPTS[script].parse_args(line)
+    assert time.monotonic() - started < LIMIT
+    assert error.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "script, name, line",
+    COMMAND_LINES,
+    ids=[ascii(f"{i}-{script} {line[-1]}").strip("'") for i, (script, _, line) in enumerate(COMMAND_LINES)],
+)
+def test_a_bad_option_is_named(capsys, script, name, line):
+    assert f"argument --{name}: " in refused(capsys, script, line)
+
+
+CONFIGS = {
+    "empty": (b"", "cannot read"),
+    "UTF-16": ('{"factor": 2}'.encode("utf-16"), "cannot read"),
+    "a byte order mark": (b'\xef\xbb\xbf{"factor": 2}', "cannot read"),
+    "a pickle": (b"\x80\x04}\x94.", "cannot read"),
+    "a bare NaN": (b"NaN", "it must hold one JSON object"),
+    "null": (b"null", "it must hold one JSON object"),
+    "a hundred thousand lists": (b'{"factor": ' + b"[" * 100_000, "cannot read"),
+    "a hundred thousand objects": (b'{"factor":' * 100_000, "cannot read"),
+    "a number of 5000 digits": (b'{"seed": ' + b"9" * 5000 + b"}", "cannot read"),
+    "NaN": (b'{"learning_rate": NaN}', "--learning_rate: must be a finite number from 0 on, got nan"),
+    "infinity": (b'{"ema_decay": Infinity}', "--ema_decay: must be a finite number from 0 on, below 1, got inf"),
+    "beyond a double": (b'{"factor": 1e999}', "--factor: invalid int value: 'inf'"),
+    "a whole float": (b'{"factor": 2.0}', "--factor: invalid int value: '2.0'"),
+    "negative": (b'{"seed": -1}', "--seed: must be a finite number from 0 on, got -1"),
+    "of no memory": (
+        b'{"train_batch_size": 1000000000}',
+        "--train_batch_size: must be a finite number, at most 65536",
+    ),
+    "an umlaut": ('{"faktör": 2}'.encode(), "unknown key 'faktör'"),
+    "from right to left": (b'{"\\u202erotcaf": 2}', r"unknown key '\u202erotcaf'"),
+    "half a character": (b'{"\\ud800": 2}', r"unknown key '\ud800'"),
+    "a Cyrillic letter": ('{"fаctor": 2}'.encode(), "unknown key 'fаctor'"),
+    "no key": (b'{"": 2}', "unknown key ''"),
+    "an option": (b'{"--factor": 2}', "unknown key '--factor'"),
+    "help": (b'{"help": true}', "unknown key 'help'"),
+    "a negated flag": (b'{"no-random_flip": true}', "unknown key 'no-random_flip'"),
+    "half a character as a value": (b'{"projection": "\\ud800"}', r"--projection: invalid choice: '\ud800'"),
+    "no value": (b'{"factor": ""}', "--factor: invalid int value: ''"),
+    "the second of two": (b'{"factor": 2, "factor": "x"}', "--factor: invalid int value: 'x'"),
+    "nothing twice": (b'{"noise_ratio_range": [null, null]}', "--noise_ratio_range: invalid float value: 'None'"),
+    "lists in a list": (b'{"noise_ratio_range": [[0.1], [0.9]]}', "--noise_ratio_range: invalid float value: '[0.1]'"),
+    "an empty list": (b'{"noise_ratio_range": []}', "--noise_ratio_range: expected 2 arguments"),
+    "a list of NaN": (b'{"noise_ratio_range": [NaN, NaN]}', "--noise_ratio_range: must be a finite number"),
+}
+
+
+@usefixtures
+@pytest.mark.parametrize("what", CONFIGS)
+def test_a_bad_configuration_file_is_named(workplace, capsys, what):
+    content, message = CONFIGS[what]
+    file = Path("größe\u202e.json")
+    file.write_bytes(content)
+    said = refused(capsys, "train_lowfreq", ["--output_dir=out", "--config", str(file)])
+    assert message in said
+    assert repr(str(file)) in said or "argument --config" not in said
+
+
+@pytest.mark.parametrize("label", ["²", "chät\u202e", "١٠"])
+def test_a_class_of_the_demo_that_does_not_exist_is_named(label):
+    with pytest.raises(ValueError, match="`class_labels` must be"):
+        SCRIPTS["demo"].main(["--class_labels", "ship", label, "--device", "cpu"])
+
+
+# ------------------------------------------------------------------------- what an engine, or a cache, cannot do
+
+TINY = "--train_data_dir images --output_dir out --resolution 16 --transformer_size 1x1x8 --prior_size 1x1x8 --patch_size 4"
+TINY = [
+    *TINY.split(),
+    "--train_batch_size=2",
+    "--prior_train_batch_size=2",
+    "--max_train_steps=1",
+    "--prior_max_train_steps=1",
+]
+
+
+def pretend(**shared):
+    """Tell the state that all of accelerate shares that the run is another one."""
+    Accelerator(cpu=True)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state.update(shared)
+
+
+@usefixtures
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        (["--objective=mean_flow"], "derivative"),
+        (["--teacher=pipe"], "derivative"),
+        (["--rank=2", "--train=flow", "--pretrained_model_name_or_path=pipe"], "rank"),
+    ],
+)
+def test_what_sharded_weights_cannot_do_is_refused_before_the_images_are_read(workplace, line, named):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    pretend(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+    args = SCRIPTS["train_lowfreq"].parse_args(["--train_data_dir=images", "--output_dir=out", *line])
+    with pytest.raises(ValueError, match=f"`{named}` must .* where the weights are sharded"):
+        SCRIPTS["train_lowfreq"].main(args)
+    assert not os.listdir()
+
+
+@usefixtures
+@pytest.mark.parametrize("script", ["train_lowfreq", "train_autoencoder"])
+def test_more_processes_than_images_are_refused_before_they_are_encoded(workplace, script):
+    make_folder(workplace / "images", 6)
+    pretend(num_processes=7)
+    with pytest.raises(ValueError, match="`num_processes` .* must not exceed the number of images, 6, got 7"):
+        SCRIPTS[script].main(SCRIPTS[script].parse_args(TINY[:6]))
+    assert not Path("out/cache").exists()
+
+
+@usefixtures
+def test_a_cache_that_lacks_a_shard_is_refused_before_the_first_step(workplace):
+    make_folder(workplace / "images", 6)
+    cache = LatentCache.build(load_images(None, "images", resolution=16), None, "out/cache", shard_size=8192)
+    os.remove(Path(cache.folder) / "latents-00000.safetensors")
+    with pytest.raises(ValueError, match="lacks its shard latents-00000.safetensors"):
+        SCRIPTS["train_lowfreq"].main(SCRIPTS["train_lowfreq"].parse_args(TINY))
+    assert os.listdir("out") == ["cache"]
+
+
+# ----------------------------------------------------------------------------------------------- as other processes
+
+PROCESSES = {
+    "a number": (
+        "train_lowfreq",
+        ["--output_dir=out", "--learning_rate=nan"],
+        2,
+        "argument --learning_rate: must be a finite",
+    ),
+    "a size": (
+        "train_lowfreq",
+        ["--output_dir=out", f"--factor={10**30}"],
+        2,
+        "argument --factor: must be a finite number",
+    ),
+    "a deep configuration": (
+        "train_lowfreq",
+        ["--output_dir=out", "--config=deep.json"],
+        2,
+        "argument --config: cannot read",
+    ),
+    "a key": (
+        "train_lowfreq",
+        ["--output_dir=out", "--config=key.json"],
+        2,
+        r"unknown key '\u202erotcaf' in 'key.json'",
+    ),
+    "a folder": (
+        "train_lowfreq",
+        ["--output_dir=out", "--train_data_dir=größe"],
+        1,
+        "`train_data_dir` 'größe' does not exist",
+    ),
+    "a resolution": (
+        "train_lowfreq",
+        ["--output_dir=out", "--train_data_dir=images", "--resolution=60000"],
+        1,
+        "`resolution` must give at most",
+    ),
+    "channels": (
+        "train_autoencoder",
+        ["--output_dir=out", "--block_out_channels", "12"],
+        2,
+        "--block_out_channels: must be",
+    ),
+    "a ratio": (
+        "finetune_lora",
+        ["--output_dir=out", "--pretrained_model_name_or_path=pipe", "--noise_ratio=1"],
+        2,
+        "argument --noise_ratio: must be between 0 and 1, got 1.0",
+    ),
+    "an image": (
+        "advise",
+        ["--train_data_dir=one", "--resolution=16"],
+        1,
+        "`num_images` must leave at least two readable",
+    ),
+    "a class": ("demo", ["--class_labels", "²", "--device=cpu"], 1, r"ValueError: `class_labels` must be among"),
+}
+
+
+@usefixtures
+@pytest.mark.slow
+@pytest.mark.parametrize("what", PROCESSES)
+def test_a_bad_command_ends_in_a_line_that_names_it(workplace, what):
+    make_folder(workplace / "images", 3)
+    make_folder(workplace / "one", 1)
+    Path("deep.json").write_text("[" * 100_000)
+    Path("key.json").write_text(json.dumps({"\u202erotcaf": 2}))
+    script, line, code, named = PROCESSES[what]
+    returncode, said = run_failing_process(EXAMPLES / f"{script}.py", *line, cwd=workplace)
+    assert returncode == code, said
+    assert named in said.strip().splitlines()[-1]

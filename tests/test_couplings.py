@@ -70,7 +70,7 @@ def test_half_precision_is_assigned_in_float32():
 def test_shapes_that_disagree_are_named():
     with pytest.raises(ValueError, match=r"`source` must have the shape of `sample`, \(4, 2\), got \(3, 2\)"):
         minibatch_optimal_transport(torch.zeros(3, 2), torch.zeros(4, 2))
-    with pytest.raises(ValueError, match=r"`labels` must have shape \(4,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"`labels` must have shape \(4,\) and hold integers, got \(3,\)"):
         minibatch_optimal_transport(torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(3))
 
 

@@ -116,7 +116,7 @@ class SemiDiscreteCoupling:
     def __init__(self, samples: torch.Tensor, labels: torch.Tensor | None = None):
         if not isinstance(samples, torch.Tensor) or samples.ndim < 2 or samples.numel() == 0:
             got = tuple(samples.shape) if isinstance(samples, torch.Tensor) else type(samples).__name__
-            raise ValueError(f"`samples` must be a tensor of shape (num_samples >= 1, ...), got {got}.")
+            raise ValueError(f"`samples` must have shape (num_samples >= 1, ...), got {got}.")
         if not samples.isfinite().all():
             rows = (~samples.flatten(1).isfinite().all(1)).sum().item()
             raise ValueError(f"`samples` must be finite, got {rows} of {len(samples)} rows that are not.")

@@ -238,8 +238,8 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         upsampled = self.projection.upsample(low)
         if _shape(noise) != tuple(upsampled.shape):
             raise ValueError(
-                f"`low` of shape {tuple(low.shape)} and factor {self.projection.factor} needs floating point `noise` of shape "
-                f"{tuple(upsampled.shape)}, got {_shape(noise)}."
+                f"`low` of shape {tuple(low.shape)} and factor {self.projection.factor} needs `noise` of shape "
+                f"{tuple(upsampled.shape)}, floating point, got {_shape(noise)}."
             )
         if isinstance(noise_ratio, torch.Tensor):
             if noise_ratio.shape not in ((), (1,), (len(noise),)):

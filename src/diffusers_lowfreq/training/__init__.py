@@ -3,13 +3,24 @@
 
 from .caption_cache import CaptionCache
 from .degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
-from .engines import GradientGuard, averaged_weights, check_engine, configure_engine, engine, finish, whole
+from .engines import (
+    GradientGuard,
+    averaged_weights,
+    check_engine,
+    check_processes,
+    configure_engine,
+    engine,
+    finish,
+    whole,
+)
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
 from .latent_cache import LatentCache
 from .machine import machine_kind
 from .state import (
+    LR_SCHEDULERS,
     Termination,
+    check_numbers,
     parse_with_config,
     register_model_hooks,
     register_schedule,
@@ -28,12 +39,15 @@ __all__ = [
     "ImageDataset",
     "ImageStream",
     "KeyedBatchSampler",
+    "LR_SCHEDULERS",
     "LatentCache",
     "LatentStream",
     "StreamedCaptions",
     "Termination",
     "averaged_weights",
     "check_engine",
+    "check_numbers",
+    "check_processes",
     "configure_engine",
     "degrade",
     "engine",

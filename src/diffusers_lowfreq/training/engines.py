@@ -82,6 +82,20 @@ def check_engine(accelerator, data_parallel_only: bool = False):
         )
 
 
+def check_processes(accelerator, images):
+    """
+    Refuse more processes than images, before anything is encoded.
+
+    Raises:
+        ValueError: If there are.
+    """
+    if accelerator.num_processes > len(images):
+        raise ValueError(
+            f"`num_processes` of the accelerate configuration must not exceed the number of images, {len(images)}, got "
+            f"{accelerator.num_processes}."
+        )
+
+
 def configure_engine(accelerator, batch_size: int, accumulation: int, max_grad_norm: float):
     """Tell DeepSpeed what the script decides: its configuration file need not repeat it."""
     if engine(accelerator) == "zero3":

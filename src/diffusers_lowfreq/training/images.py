@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from diffusers.utils import logging
 
-from ..images import to_rgb
+from ..images import check_pixels, to_rgb
 
 
 logger = logging.get_logger(__name__)
@@ -50,6 +50,7 @@ class ImageDataset:
         from datasets import ClassLabel
         from datasets import Image as ImageFeature
 
+        check_pixels(resolution, resolution, "`resolution`")
         if len(dataset) == 0:
             raise ValueError("`dataset` is empty: there is no image to train on.")
         if image_column not in dataset.column_names:

@@ -51,6 +51,44 @@ _FREE = {
 }
 
 
+# Those of diffusers that need no table of steps
+LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+# What the numbers of the training scripts may be beside finite, by name
+_NOT_NEGATIVE = {
+    "learning_rate",
+    "prior_learning_rate",
+    "lr_warmup_steps",
+    "adam_weight_decay",
+    "adam_epsilon",
+    "seed",
+}
+_NOT_NEGATIVE |= {"max_grad_norm", "dataloader_num_workers", "logit_std", "kl_weight", "l1_weight"}
+_NOT_NEGATIVE |= {"validation_guidance_scale"}
+_BELOW_ONE = {"adam_beta1", "adam_beta2", "ema_decay"}
+_LARGEST = dict.fromkeys(("train_batch_size", "prior_train_batch_size", "cache_batch_size", "batch_size"), 2**16)
+_LARGEST |= dict.fromkeys(("resolution", "factor", "patch_size", "prior_patch_size", "rank", "lora_alpha"), 2**16)
+_LARGEST |= dict.fromkeys(("gradient_accumulation_steps", "num_validation_images", "dataloader_num_workers"), 2**16)
+_LARGEST |= dict.fromkeys(("block_out_channels", "latent_channels", "layers_per_block", "max_sequence_length"), 2**16)
+
+
+def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """End the program as `parser.error` does at a number that no script can use, such as NaN or a size beyond all memory."""
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            least = 0 if name in _NOT_NEGATIVE | _BELOW_ONE else -(2**63)
+            most = _LARGEST.get(name, 2**63 - 1)
+            if not least <= number <= most or (name in _BELOW_ONE and number >= 1):
+                parser.error(
+                    f"argument --{name}: must be a finite number"
+                    + (" from 0 on" if least == 0 else "")
+                    + (f", at most {most}" if name in _LARGEST else ", below 1" if name in _BELOW_ONE else "")
+                    + f", got {number}"
+                )
+
+
 def parse_with_config(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """
     Parse the command line; a `--config` JSON file of overrides goes before it, checked by the same parser.
@@ -71,7 +109,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: list[str] | None = 
                 values = json.load(file)
             if not isinstance(values, dict):
                 raise ValueError("it must hold one JSON object")
-        except (OSError, ValueError) as error:
+        except (OSError, RecursionError, ValueError) as error:
             parser.error(f"argument --config: cannot read {path!r}: {error}")
         options = {action.dest: action for action in parser._actions if action.dest not in ("config", "help")}
         for key, value in values.items():
@@ -98,7 +136,9 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: list[str] | None = 
         for action in required:
             action.required = True
         parser.prog = prog
-    return parser.parse_args(from_file + (sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(from_file + (sys.argv[1:] if argv is None else argv))
+    check_numbers(parser, args)
+    return args
 
 
 def _comparable(args: argparse.Namespace, global_batch_size: int) -> dict:
