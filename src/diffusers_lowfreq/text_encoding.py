@@ -1,11 +1,13 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """From prompts to text embeddings, for the CLIP and T5 encoders of transformers."""
 
+import glob
 import hashlib
 import json
 import os
 
 import torch
+from safetensors import SafetensorError
 
 from diffusers.utils import logging
 
@@ -14,6 +16,21 @@ logger = logging.get_logger(__name__)
 
 MAX_TOKENS = 256  # where the encoder knows no limit
 ENCODERS = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}  # by `model_type`
+
+
+def check_shards(folder: str):
+    """
+    Refuse an index of shards that leaves its folder; transformers follows it.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.index.json")):
+        with open(path, encoding="utf-8") as file:
+            names = set(json.load(file)["weight_map"].values())
+        outside = sorted(name for name in names if os.path.basename(name) != name)
+        if outside:
+            raise ValueError(f"{path!r} must name files beside it, got {outside[0]!r}.")
 
 
 def load_text_encoder(
@@ -46,16 +63,18 @@ def load_text_encoder(
     for name, folder in (("text_encoder_subfolder", subfolder), ("tokenizer_subfolder", tokenizer_subfolder)):
         if folder and os.path.isdir(name_or_path) and not os.path.isdir(os.path.join(name_or_path, folder)):
             raise ValueError(f"{must} with `{name}` {folder!r}, which is not there.")
+    kwargs = {"trust_remote_code": False} | kwargs  # omitted, transformers would ask at the terminal
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_path, subfolder=subfolder or "", **kwargs)
         if config.model_type not in ENCODERS:
             raise ValueError(f"it is of type {config.model_type!r}, not among {sorted(ENCODERS)}.")
+        check_shards(os.path.join(name_or_path, subfolder or ""))
         encoder = getattr(transformers, ENCODERS[config.model_type])
         encoder = encoder.from_pretrained(name_or_path, subfolder=subfolder or "", use_safetensors=True, **kwargs)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name_or_path, subfolder=tokenizer_subfolder or "", **kwargs
         )
-    except (OSError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{must}: {error}") from error
     return encoder.requires_grad_(False).eval(), tokenizer
 

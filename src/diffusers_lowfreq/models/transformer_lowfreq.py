@@ -399,6 +399,19 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
             nn.init.zeros_(linear.bias)
         self.gradient_checkpointing = False
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        Load a model as `ModelMixin.from_pretrained` does, from safetensors files only.
+
+        Raises:
+            ValueError: If `use_safetensors` is False.
+            OSError: If there is no safetensors file.
+        """
+        if kwargs.get("use_safetensors") is False:
+            raise ValueError("`use_safetensors` must be True: pickles are not loaded, got False.")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
+
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,

@@ -1,9 +1,12 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """What the low-frequency pipelines share: the coarse latent, the source, the flow."""
 
+import importlib
 import inspect
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi, file_exists, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
 
 import diffusers
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -30,8 +34,10 @@ from ..autoencoding import decode_latents
 from ..evaluation.flops import count_flops
 from ..images import check_pixels
 from ..model_card import save_model_card
+from ..models import LowFreqTransformer2DModel
 from ..schedulers import MAX_COUNT, LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
 from ..stock.lora import refuse_other_weights
+from ..text_encoding import check_shards
 from ..versioned_config import VersionedConfigMixin
 from .pipeline_output import LowFreqPipelineOutput
 
@@ -90,10 +96,13 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
 
         Raises:
             ValueError: If a local folder lacks the subfolder of a component, or if what is there is no low-frequency pipeline,
-                has components of another library, or was made by a newer version of this one.
+                has components of another class than such a pipeline takes, or was made by a newer version of this one.
             OSError: If a file of a component is missing or broken, or the repository on the Hub; it is named.
         """
-        kwargs.setdefault("use_safetensors", True)
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError(
+                f"`use_safetensors` must be True: pickles are not loaded, got {kwargs['use_safetensors']!r}."
+            )
         index = Path(pretrained_model_name_or_path) / "model_index.json"
         if index.is_file():
             cls.load_config(str(index.parent))  # a broken file is reported by diffusers
@@ -105,8 +114,9 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
                         f"model_index.json says; {str(index.parent)!r} has none."
                     )
         try:
+            check_shards(str(index.parent / "text_encoder"))
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except (EntryNotFoundError, OSError, ValueError, ImportError) as error:
+        except (EntryNotFoundError, OSError, SafetensorError, ValueError, ImportError) as error:
             revision = kwargs.get("revision")
             raise (ValueError if isinstance(error, (ValueError, ImportError)) else OSError)(
                 f"`pretrained_model_name_or_path` {str(pretrained_model_name_or_path)!r}"
@@ -117,11 +127,12 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
     @classmethod
     def download(cls, pretrained_model_name, **kwargs):
         """Download as diffusers does; of what the cache holds whole, one question to the Hub says that it is still the same."""
+        folder = None
         if not any(kwargs.get(k) for k in ("local_files_only", "force_download", "custom_pipeline", "variant")):
             folder = cls._cached_snapshot(pretrained_model_name, kwargs)
-            if folder is not None:
-                return folder
-        return super().download(pretrained_model_name, **kwargs)
+        folder = super().download(pretrained_model_name, **kwargs) if folder is None else folder
+        check_shards(os.path.join(folder, "text_encoder"))
+        return folder
 
     @staticmethod
     def _cached_snapshot(name: str, kwargs: dict) -> str | None:
@@ -149,7 +160,29 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         # What another of our pipelines has and this one has not, such as a prior model, stays where it is
         others = cls._get_init_keys(saved_class) - cls._get_init_keys(cls)
         config_dict = {k: v for k, v in config_dict.items() if k not in others}
+        for name in cls._get_init_keys(cls) & config_dict.keys():
+            if isinstance(config_dict[name], (list, tuple)) and any(config_dict[name]):
+                cls._check_component(name, *config_dict[name])
         return super().extract_init_dict(config_dict, **kwargs)
+
+    @staticmethod
+    def _check_component(name: str, library: str = "", class_name: str = "", *more):
+        """Refuse a saved component of a class that no such pipeline has. Nothing is imported that the program has not."""
+        kind = {"scheduler": LowFreqFlowMatchScheduler, "prior_scheduler": SchedulerMixin, "guider": BaseGuidance}
+        kind = (kind | {"vae": ModelMixin}).get(name, LowFreqTransformer2DModel)
+        if name in ("text_encoder", "tokenizer"):
+            import transformers
+
+            kind = transformers.PreTrainedModel if name == "text_encoder" else transformers.PreTrainedTokenizerBase
+        own = ("diffusers", "transformers", __name__.split(".")[0])
+        module = importlib.import_module(library) if library in own else sys.modules.get(library)
+        found = getattr(module, str(class_name), None)
+        is_kind = isinstance(found, type) and issubclass(found, kind) and (name != "vae" or hasattr(found, "encode"))
+        if more or not is_kind:
+            raise ValueError(
+                f"`{name}` in the model_index.json must be {'an autoencoder' if name == 'vae' else f'a {kind.__name__}'} of diffusers, "
+                f"transformers, this library or another that the program has imported, got {library}.{class_name}."
+            )
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
         """
@@ -177,8 +210,15 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         Load a LoRA of the flow as diffusers' pipelines do, from safetensors files only.
 
         Raises:
-            ValueError: If it says that it was trained for another source, or on other weights, than those of this pipeline.
+            ValueError: If it says that it was trained for another source, or on other weights, than those of this pipeline, or
+                if a pickle is asked for.
         """
+        if kwargs.get("use_safetensors", True) is not True:
+            raise ValueError(
+                f"`use_safetensors` must be True: pickles are not loaded, got {kwargs['use_safetensors']!r}."
+            )
+        if not str(kwargs.get("weight_name") or LORA_WEIGHT_NAME_SAFE).endswith(".safetensors"):
+            raise ValueError(f"`weight_name` must be that of a safetensors file, got {kwargs['weight_name']!r}.")
         named = (
             {} if "weight_name" in kwargs else {"weight_name": LORA_WEIGHT_NAME_SAFE}
         )  # else diffusers asks the Hub

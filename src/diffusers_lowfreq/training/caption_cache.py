@@ -40,7 +40,7 @@ class CaptionCache:
         self.texts = index["texts"]
         self._embeddings, starts, lengths = [], [], []
         for name in index["shards"]:
-            if not os.path.isfile(os.path.join(folder, name)):
+            if name not in os.listdir(folder):  # nor a path out of it
                 raise ValueError(
                     f"The caption cache {folder!r} lacks its shard {name}; delete the folder to rebuild it."
                 )

@@ -34,6 +34,9 @@ _INDEX = {
 }
 
 
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
 def engine(accelerator) -> str:
     """Return `"data_parallel"`, `"fsdp"`, `"zero"` (stages 1 and 2) or `"zero3"`."""
     kind = accelerator.distributed_type.name
@@ -257,3 +260,21 @@ def _of_deepspeed() -> list[type]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+
+
+@contextmanager
+def weights_only(accelerator) -> Iterator[None]:
+    """
+    A context in which `torch.load` takes tensors and plain values alone, whatever it is asked for.
+
+    DeepSpeed asks for whole pickles, and so does torch itself for what is no tensor in a sharded checkpoint.
+    """
+    known = _of_deepspeed() if engine(accelerator).startswith("zero") else []
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals(known):
+            yield
+    finally:
+        os.environ.pop(_FORCE)
+        os.environ.update({_FORCE: before} if before is not None else {})

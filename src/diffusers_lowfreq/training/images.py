@@ -184,7 +184,10 @@ def load_images(
         )
     options = {"cache_dir": cache_dir, "streaming": streaming}
     if dataset_name is not None:
-        dataset = load_dataset(dataset_name, dataset_config_name, split=split, **options)
+        try:
+            dataset = load_dataset(dataset_name, dataset_config_name, split=split, **options)
+        except Exception as error:  # `datasets` has no one type for what it cannot read
+            raise ValueError(f"`dataset_name` {dataset_name!r} cannot be read: {error}") from error
     else:
         if not os.path.exists(train_data_dir):
             raise ValueError(f"`train_data_dir` {train_data_dir!r} does not exist.")
@@ -199,7 +202,7 @@ def load_images(
                 dataset = load_dataset("parquet", data_files=files, split="train", **options)
             else:
                 dataset = load_dataset("imagefolder", data_dir=train_data_dir, split="train", **options)
-        except Exception as error:  # `datasets` has no one type for "nothing to read here"
+        except Exception as error:
             raise ValueError(f"`train_data_dir` {train_data_dir!r} holds no readable image set: {error}") from error
     kind = ImageDataset
     if streaming:

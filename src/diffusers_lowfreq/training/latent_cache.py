@@ -59,7 +59,7 @@ class LatentCache(torch.utils.data.Dataset):
         self.id2label = self.index["id2label"] and {int(k): v for k, v in self.index["id2label"].items()}
         shards = []
         for name in self.index["shards"]:
-            if not os.path.isfile(os.path.join(folder, name)):
+            if name not in os.listdir(folder):  # nor a path out of it
                 raise ValueError(
                     f"The latent cache {folder!r} lacks its shard {name}; delete the folder to rebuild it."
                 )

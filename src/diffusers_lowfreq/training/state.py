@@ -2,8 +2,10 @@
 """Command line, checkpoints and resume."""
 
 import argparse
+import glob
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -11,14 +13,16 @@ import sys
 import threading
 
 import torch
+from accelerate.utils import load
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 
-from .engines import check_sharded_checkpoint, engine
+from .engines import check_sharded_checkpoint, engine, weights_only
 
 
 logger = logging.get_logger(__name__)
@@ -213,7 +217,8 @@ def register_model_hooks(accelerator, model, ema, name: str):
 
             set_peft_model_state_dict(model, load_file(os.path.join(folder, LORA_WEIGHT_NAME_SAFE)))
         elif kind == "data_parallel":
-            model.load_state_dict(type(model).from_pretrained(input_dir, subfolder=name).state_dict())
+            saved = type(model).from_pretrained(input_dir, subfolder=name, use_safetensors=True)
+            model.load_state_dict(saved.state_dict())
         if ema is not None:
             if kind == "fsdp":
                 saved = _sharded(ema)
@@ -349,6 +354,10 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
     path, latest_in = args.resume_from_checkpoint.rstrip("/"), None
     if path == "latest":
         latest_in = args.output_dir
+    elif not os.path.isdir(path):
+        raise ValueError(
+            f"`resume_from_checkpoint` must be `latest` or a local folder `checkpoint-<step>`, got {path!r}."
+        )
     elif not re.fullmatch(r"(prior-)?checkpoint-\d+", os.path.basename(path)):
         raise ValueError(f"`resume_from_checkpoint` must be `latest` or a folder `checkpoint-<step>`, got {path!r}.")
     elif not re.fullmatch(rf"{re.escape(prefix)}checkpoint-\d+", os.path.basename(path)):
@@ -371,6 +380,14 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
             "arguments, or another `output_dir`."
         )
     check_sharded_checkpoint(path)
-    accelerator.load_state(path)
+    try:
+        with weights_only(accelerator):
+            for states in glob.glob(os.path.join(glob.escape(path), "random_states_*.pkl")):
+                load(states)  # accelerate goes on without what it cannot read
+            accelerator.load_state(path)
+    except (pickle.UnpicklingError, CheckpointException) as error:
+        raise ValueError(
+            f"`resume_from_checkpoint` {path!r} is damaged, or holds more than tensors and numbers: {error}"
+        ) from error
     accelerator.step = 0  # it counts micro-steps, of which there may now be another number in a step
     return int(path.rsplit("-", 1)[1])
