@@ -298,7 +298,7 @@ def test_a_run_that_never_recovers_is_stopped_with_its_checkpoint_whole(monkeypa
         ("--teacher t --factor 2", "--factor: is taken from the pretrained model"),
         ("--teacher t --transformer_size small", "--transformer_size: is taken"),
         ("--objective mean_flow --guidance_scale 0", "--guidance_scale: must be a positive number"),
-        ("--objective mean_flow --guidance_scale nan", "--guidance_scale: must be a positive number"),
+        ("--objective mean_flow --guidance_scale nan", "--guidance_scale: must be a finite number"),
         ("--objective mean_flow --guidance_scale_range 1 3", "--guidance_scale_range: must be two rising numbers"),
         (
             "--objective mean_flow --guidance_scale 4 --prior_guidance_scale 2 --guidance_scale_range 1 3",

@@ -27,7 +27,7 @@ def check_shards(folder: str):
     """
     for path in glob.glob(os.path.join(glob.escape(folder), "*.index.json")):
         with open(path, encoding="utf-8") as file:
-            names = set(json.load(file)["weight_map"].values())
+            names = set(json.load(file).get("weight_map", {}).values())
         outside = sorted(name for name in names if os.path.basename(name) != name)
         if outside:
             raise ValueError(f"{path!r} must name files beside it, got {outside[0]!r}.")

@@ -281,7 +281,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         Raises:
             ValueError: If the shapes do not fit or a time is outside its range.
         """
-        if _shape(sample) is None or _shape(sample) != _shape(noise):
+        if not _shape(sample) or _shape(sample) != _shape(noise):
             raise ValueError(
                 f"`sample` and `noise` must be floating point tensors of one shape, got {_shape(sample)} and {_shape(noise)}."
             )
@@ -349,9 +349,8 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         """
         if sigmas is not None and timesteps is not None:
             raise ValueError("Pass `sigmas` or `timesteps`, not both.")
-        is_number = (
-            isinstance(mu, (int, float)) and not isinstance(mu, bool) and abs(mu) < 88
-        )  # else exp(mu) overflows
+        # Beyond 88 the exponential is no float32
+        is_number = isinstance(mu, (int, float)) and not isinstance(mu, bool) and abs(mu) < 88
         if self.config.use_dynamic_shifting and timesteps is None and not is_number:
             raise ValueError(
                 f"`mu` must be passed, a number in (-88, 88), when `use_dynamic_shifting` is True, got {mu!r}."
@@ -362,10 +361,8 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             raise ValueError(f"`device` must be a device of torch, got {device!r}.") from error
         given = sigmas if sigmas is not None else timesteps
         if given is None:
-            is_integer = isinstance(num_inference_steps, (int, np.integer)) and not isinstance(
-                num_inference_steps, bool
-            )
-            if not is_integer or not 1 <= num_inference_steps <= MAX_COUNT:
+            is_integer = isinstance(num_inference_steps, (int, np.integer))
+            if not is_integer or isinstance(num_inference_steps, bool) or not 1 <= num_inference_steps <= MAX_COUNT:
                 raise ValueError(
                     f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}; the most is {MAX_COUNT}."
                 )
@@ -471,7 +468,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         Raises:
             ValueError: If the shapes differ, `timestep` is an integer index or not in the schedule, or that is used up.
         """
-        if _shape(sample) is None or _shape(sample) != _shape(model_output):
+        if not _shape(sample) or _shape(sample) != _shape(model_output):
             raise ValueError(
                 "`model_output` and `sample` must be floating point tensors of one shape, got "
                 f"{_shape(model_output)} and {_shape(sample)}."

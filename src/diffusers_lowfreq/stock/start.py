@@ -286,7 +286,8 @@ def _expand(low: torch.Tensor, pipe, call: dict, generator) -> torch.Tensor:
     prompts = call.get("prompt", call.get("prompt_embeds", call.get("class_labels")))
     if prompts is None:
         prompts = call.get("prompt_embeds")
-    count = 1 if isinstance(prompts, (str, int)) else len(prompts) if prompts is not None else None
+    is_one = isinstance(prompts, str) or not hasattr(prompts, "__len__") or getattr(prompts, "ndim", 1) == 0
+    count = None if prompts is None else 1 if is_one else len(prompts)
     per_prompt = call.get("num_images_per_prompt", 1)
     if count is None:  # neither prompts nor labels: so many images as were asked for, or as there are coarse latents
         count, per_prompt = (len(low), 1) if per_prompt == 1 else (1, per_prompt)

@@ -33,8 +33,7 @@ _INDEX = {
     },
 }
 
-
-_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # an environment variable of torch
 
 
 def engine(accelerator) -> str:
