@@ -46,6 +46,33 @@ LIMIT = 1.0  # seconds, from the call to its error
 usefixtures = pytest.mark.usefixtures(workplace.__name__)
 
 
+def assert_refused(call, name: str):
+    """The call ends in time, in an error of the right kind, which names the argument."""
+    started = time.monotonic()
+    with pytest.raises((ValueError, TypeError, OSError)) as error:
+        call()
+    assert time.monotonic() - started < LIMIT
+    assert f"`{name}`" in str(error.value)
+
+
+def test_what_is_not_named_in_time_is_found(monkeypatch):
+    def refuse(message):
+        raise ValueError(message)
+
+    assert_refused(lambda: refuse("`size` must be"), "size")
+    for fault in (
+        lambda: None,
+        lambda: refuse("size must be"),
+        lambda: torch.zeros(2) @ torch.zeros(3),
+        lambda: [].size,
+    ):
+        with pytest.raises((AssertionError, AttributeError, RuntimeError, pytest.fail.Exception)):
+            assert_refused(fault, "size")
+    monkeypatch.setattr(time, "monotonic", iter([0.0, 1.5 * LIMIT]).__next__)
+    with pytest.raises(AssertionError):
+        assert_refused(lambda: refuse("`size` must be"), "size")
+
+
 # ------------------------------------------------------------------------------------------------------- entry points
 
 
@@ -399,11 +426,7 @@ CASES = cases()
 )
 def test_a_bad_call_ends_in_an_error_that_names_the_argument(entry, name, label, change):
     good_call(entry)  # what is built once is not counted
-    started = time.monotonic()
-    with pytest.raises((ValueError, TypeError, OSError)) as error:
-        ENTRY_POINTS[entry](**change)
-    assert time.monotonic() - started < LIMIT
-    assert f"`{name}`" in str(error.value)
+    assert_refused(lambda: ENTRY_POINTS[entry](**change), name)
 
 
 # ------------------------------------------------------------------------------------------------------------ scripts

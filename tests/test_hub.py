@@ -225,7 +225,9 @@ def test_what_cannot_be_loaded_is_named(workplace, hub):
     hub.repos["models", "org/cut"] = files | {weights: files[weights][: len(files[weights]) // 2]}
     hub.repos["models", "org/lacking"] = {k: v for k, v in files.items() if k != weights}
     hub.repos["models", "org/other"] = {"config.json": b"{}", "model.safetensors": files[weights]}
-    loads = {name: by_name(f"org/{name}") for name in ("nowhere", "private", "cut", "lacking", "other")}
+    index = json.loads(files["model_index.json"]) | {"transformer": ["os", "system"]}
+    hub.repos["models", "org/class"] = files | {"model_index.json": json.dumps(index).encode()}
+    loads = {name: by_name(f"org/{name}") for name in ("nowhere", "private", "cut", "lacking", "other", "class")}
     loads["revision"] = by_name("org/saved", revision="nowhere")
     loads["variant"] = by_name("org/saved", variant="fp16")
     answers = load(workplace, hub, **loads)

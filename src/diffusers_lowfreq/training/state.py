@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import load
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.api import CheckpointException
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import EMAModel
@@ -349,7 +348,8 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
     With `latest` and no checkpoint yet the run starts at step 0.
 
     Raises:
-        ValueError: If the folder is not a checkpoint, or comes from a run with another configuration or engine.
+        ValueError: If the folder is not a local one or no checkpoint, is damaged or would run something when it is loaded, or
+            comes from a run with another configuration or engine.
     """
     path, latest_in = args.resume_from_checkpoint.rstrip("/"), None
     if path == "latest":
@@ -379,6 +379,8 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
             f"`resume_from_checkpoint` {path!r} comes from another configuration ({'; '.join(changed)}). Use the same "
             "arguments, or another `output_dir`."
         )
+    from torch.distributed.checkpoint.api import CheckpointException
+
     check_sharded_checkpoint(path)
     try:
         with weights_only(accelerator):
