@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -165,7 +166,7 @@ def lines_read(processes: int) -> list[int]:
     return [len(file.read_text().splitlines()) if file.exists() else 0 for file in files]
 
 
-def start(processes: int, output_dir: str) -> subprocess.Popen:
+def start(processes: int, output_dir: str, checkpointing_steps: int = 1) -> subprocess.Popen:
     """Start the training, resumable, in a process group of its own."""
     batch = 8 // processes
     command = [sys.executable]
@@ -176,7 +177,11 @@ def start(processes: int, output_dir: str) -> subprocess.Popen:
         command += [*launcher.split(), f"--num_processes={processes}", "--dynamo_backend=no"]
     command += ["logged.py", str(EXAMPLES / "train_lowfreq.py"), *RUN.split(), f"--train_batch_size={batch}"]
     command += [f"--output_dir={output_dir}", "--resume_from_checkpoint=latest", f"--max_train_steps={STEPS}"]
-    command += ["--checkpointing_steps=1", "--checkpoints_total_limit=2", "--validation_steps=100000"]
+    command += [
+        f"--checkpointing_steps={checkpointing_steps}",
+        "--checkpoints_total_limit=2",
+        "--validation_steps=100000",
+    ]
     environment = {"HF_HOME": os.path.abspath("hf"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     with open("log.txt", "a") as log:
         return subprocess.Popen(
@@ -216,3 +221,23 @@ def test_twenty_kills_leave_no_trace(images, processes):
         assert sorted(stream[epoch * NUM_IMAGES : (epoch + 1) * NUM_IMAGES]) == list(range(NUM_IMAGES))
     tolerance = {"rtol": 0, "atol": 0} if processes == 1 else {"rtol": 1e-3, "atol": 2e-6}
     assert_same_run("out", "undisturbed", **tolerance)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_together_when_one_is_asked_or_the_launcher(images):
+    Path("logged.py").write_text(LOGGED)
+    assert start(2, "undisturbed", checkpointing_steps=STEPS).wait() == 0
+    step = 0
+    for asked in ("worker", "launcher"):
+        before = lines_read(2)
+        run = start(2, "out", checkpointing_steps=STEPS)
+        while not all(a > b for a, b in zip(lines_read(2), before)):
+            time.sleep(0.01)
+        pid = psutil.Process(run.pid).children()[-1].pid if asked == "worker" else run.pid
+        os.kill(pid, signal.SIGTERM)
+        assert run.wait(timeout=60) != 0
+        assert checkpoints("out")[-1] > step
+        step = checkpoints("out")[-1]
+    assert step < STEPS
+    assert start(2, "out", checkpointing_steps=STEPS).wait() == 0
+    assert_same_run("out", "undisturbed", rtol=1e-3, atol=2e-6)

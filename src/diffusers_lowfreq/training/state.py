@@ -218,8 +218,6 @@ class Termination:
     """
     Notes a SIGTERM, as batch systems send it before they kill, so that a run can save and leave between two steps.
 
-    Calling it says whether any process of the run has had the signal; every process must call it at the same step.
-
     Args:
         accelerator (`Accelerator`):
             The accelerator of the run.
@@ -238,6 +236,7 @@ class Termination:
         self.noted = True
 
     def __call__(self) -> bool:
+        """Return whether any process of the run has had the signal; every process must ask at the same step."""
         if self.accelerator.num_processes == 1:
             return self.noted
         noted = torch.tensor(float(self.noted), device=self.accelerator.device)
