@@ -310,8 +310,9 @@ def step_times() -> dict[str, list]:
     times = medians({i: step for i, (_, _, step) in enumerate(cases)}, s["repeats"], "steps")
     rows = {"tokens": [], "parameters": []}
     for i, (kind, case, _) in enumerate(cases):
-        flops = step_flops(case["forward_flops"], s["batch_size"]) / times[i]["seconds"]
-        rows[kind].append(case | times[i] | {"flops_per_second": flops})
+        flops = step_flops(case["forward_flops"], s["batch_size"])
+        rate = {"step_flops": flops, "flops_per_second": flops / times[i]["seconds"]}
+        rows[kind].append(case | times[i] | rate)
     return rows
 
 
