@@ -529,8 +529,8 @@ def duration(seconds: float) -> str:
 
 def scale_caption(result: dict) -> str:
     return (
-        f"Measured by `benchmarks/scale.py` on {result['machine']}, {result['threads']} thread, torch {result['torch']}, seed "
-        f"{result['seed']}."
+        f"By `benchmarks/scale.py` on {result['machine']} (load before: {result['load']:g}), {result['threads']} thread a process, "
+        f"torch {result['torch']}, seed {result['seed']}."
     )
 
 
@@ -579,7 +579,12 @@ def costs_table(result: dict, metric: str | None = None) -> str:
     for row in two["steps"]:
         both = f"{si(row['DDP'], 's')} against {si(row['alone'], 's')}"
         rows.append((f"a step of {row['parameters'] / 1e6:.1f} M parameters under DDP, two processes, against each alone", both, times(row["repeats"])))  # fmt: skip
-    lines = [f"**Measured**. {scale_caption(result)}", "", "| what | | of |", "|---|---|---|"]
+    lines = [
+        f"**Measured**; medians where there are repeats. {scale_caption(result)}",
+        "",
+        "| what | | of |",
+        "|---|---|---|",
+    ]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
@@ -624,7 +629,7 @@ def networks_table(result: dict, metric: str | None = None) -> str:
         "|" + "---|" * 7,
     ]
     for row in calculated["networks"]:
-        cells = [row["network"], row["size"], si(row["parameters"], "").strip(), si(row["forward_flops"], "FLOP")]
+        cells = [row["network"], row["size"], f"{row['parameters'] / 1e9:.2f} B", si(row["forward_flops"], "FLOP")]
         cells.append(f"{si(row['step_seconds'], 's')} ({si(row['step_seconds_checkpointed'], 's')})")
         cells.append(f"{row['activations'] / 1e9:.1f} GB ({row['activations_checkpointed'] / 1e9:.1f} GB)")
         lines.append(f"| {' | '.join([*cells, si(row['checkpoint'], 'B')])} |")
@@ -642,8 +647,8 @@ def engines_table(result: dict, metric: str | None = None) -> str:
     step = {row["network"]: row["step_seconds"] for row in calculated["networks"]}
     lines = [
         f"**Calculated**: memory of a GPU in GB without activations (bold: over {limit / 1e9:.0f}), with averages, and in brackets "
-        "with `--no-use_ema`; what a GPU sends in a step, and how long that takes over the step of the table above, were nothing "
-        f"hidden behind it, at nominal rates: {si(a['link_within_machine'], 'B/s')} within a machine of {a['gpus_per_machine']} "
+        "with `--no-use_ema`; what a GPU sends in a step, and how long that takes over the step of the table above, if nothing "
+        f"is hidden behind it, at nominal rates: {si(a['link_within_machine'], 'B/s')} within a machine of {a['gpus_per_machine']} "
         f"(NVLink), {si(a['link_between_machines'], 'B/s')} a GPU between machines (400 Gb/s).",
         "",
         f"| network | engine | at the start | {' | '.join(f'{n:,} GPUs' for n in gpus)} | sent | "
@@ -712,7 +717,7 @@ def limits_table(result: dict, metric: str | None = None) -> str:
         ("64", "one process validates under DDP and ZeRO-2, the others wait", f"the time of {calculated['validation_steps']:.0f} steps or more (it is not under autocast) every {a['validation_steps']:,}", "`--validation_steps`, `--num_validation_images`"),
         ("64", "minibatch optimal transport sees the batch of one process", "the same global batch over more GPUs is a weaker coupling", "`--prior_coupling semi_discrete`; or `--train prior` on few GPUs, it is small"),
         ("64", "the semi-discrete coupling holds all coarse latents on each GPU", f"{a['images']:,} images of 256 px with 16 channels: {coupling * a['images'] / 1e9:.0f} GB", "`--prior_coupling minibatch_ot` or `independent`"),
-        ("1,024", "something fails", f"every {duration(calculated['failure_hours']['1024'] * 3600)}, if a GPU does every {a['failure_hours']:,} hours (419 failures in 54 days of 16,384 GPUs: arXiv 2407.21783)", f"`accelerate launch --max_restarts` with `--resume_from_checkpoint latest`; a checkpoint every {duration(middle['best_interval_seconds']['1024'])} loses least for 1 B under DDP"),
+        ("1,024", "something fails", f"every {duration(calculated['failure_hours']['1024'] * 3600)}, if a GPU does every {a['failure_hours']:,} hours (419 failures in 54 days of 16,384 GPUs: arXiv 2407.21783)", f"[start again by itself](#start-again); a checkpoint every {duration(middle['best_interval_seconds']['1024'])} loses least for 1 B under DDP"),
         ("1,024", "a machine is lost for good", "under FSDP2, ZeRO and `--streaming` a checkpoint goes on on as many processes only", "a machine in reserve; under `ddp_multi_node.yaml` fewer processes, with the same global batch"),
         ("1,024", "a process hangs", "the others wait a day: the time limit of collectives is that long because of the cache", "no setting; let the batch system watch `--logging_steps`"),
         ("1,024", "the global batch", f"{a['images_per_gpu'] * 1024:,} images; one for each GPU is the least", "fewer GPUs: no study here went beyond batches of hundreds"),

@@ -137,16 +137,16 @@ def memory_bytes(engine: str, parameters: int, gpus: int, block: int, rest: int,
 
     `block` and `rest` are the parameters of a layer and of all that is in none. DDP: all whole in float32, gradients once more in
     its buckets. FSDP2: all in float32 in parts; two layers and the rest whole in bf16 with their gradients. ZeRO-2: bf16 weights
-    whole; bf16 gradients, float32 weights and moments in parts; a bucket of 5e8 bf16 gradients at most. ZeRO-3: the weights in
+    whole; bf16 gradients, float32 weights and moments in parts; a bucket for 5e8 bf16 gradients. ZeRO-3: the weights in
     parts as well, at most 1e9 of them whole. The averages of `EMAModel` are float32: in parts under FSDP2, else whole.
     `temporaries`: float32 numbers of the optimiser's step, as many as it updates, and under ZeRO as many float32 gradients.
     """
-    p, part = parameters, parameters / gpus
+    p, part, bucket = parameters, parameters / gpus, 2 * 5e8
     sizes = {
         "DDP": {"weights": 4 * p, "gradients": 8 * p, "moments": 8 * p},
         "FSDP2": {"weights": 4 * part + 2 * (2 * block + rest), "gradients": 4 * part + 2 * (2 * block + rest), "moments": 8 * part},
-        "ZeRO-2": {"weights": 2 * p + 4 * part, "gradients": 2 * part + 2 * min(p, 5e8), "moments": 8 * part},
-        "ZeRO-3": {"weights": 6 * part + 2 * min(p, 1e9), "gradients": 2 * part + 2 * min(p, 5e8), "moments": 8 * part},
+        "ZeRO-2": {"weights": 2 * p + 4 * part, "gradients": 2 * part + bucket, "moments": 8 * part},
+        "ZeRO-3": {"weights": 6 * part + 2 * min(p, 1e9), "gradients": 2 * part + bucket, "moments": 8 * part},
     }[engine]  # fmt: skip
     sizes["averages"] = ema * 4 * (part if engine == "FSDP2" else p)
     sizes["temporaries"] = {"DDP": 4 * p, "FSDP2": 4 * part}.get(engine, 8 * part)
@@ -552,7 +552,15 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    result = {"machine": machine_kind(), "threads": 1, "torch": torch.__version__, "seed": 0, "settings": SETTINGS}
+    load = round(os.getloadavg()[0], 1)
+    result = {
+        "machine": machine_kind(),
+        "load": load,
+        "threads": 1,
+        "torch": torch.__version__,
+        "seed": 0,
+        "settings": SETTINGS,
+    }
     result |= {"assumed": ASSUMED, "measured": {"steps": step_times(), "activations": activations()}}
     measured = result["measured"]
     with tempfile.TemporaryDirectory() as folder:

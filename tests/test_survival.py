@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -166,15 +167,15 @@ def lines_read(processes: int) -> list[int]:
     return [len(file.read_text().splitlines()) if file.exists() else 0 for file in files]
 
 
-def start(processes: int, output_dir: str, checkpointing_steps: int = 1) -> subprocess.Popen:
-    """Start the training, resumable, in a process group of its own."""
+def start(processes: int, output_dir: str, checkpointing_steps: int = 1, *launch: str, **more) -> subprocess.Popen:
+    """Start the training, resumable, in a process group of its own, with options of the launcher and variables."""
     batch = 8 // processes
     command = [sys.executable]
     if processes > 1:
         launcher = (
             "-m accelerate.commands.launch --multi_gpu --num_machines 1 --main_process_port 0 --mixed_precision no"
         )
-        command += [*launcher.split(), f"--num_processes={processes}", "--dynamo_backend=no"]
+        command += [*launcher.split(), f"--num_processes={processes}", "--dynamo_backend=no", *launch]
     command += ["logged.py", str(EXAMPLES / "train_lowfreq.py"), *RUN.split(), f"--train_batch_size={batch}"]
     command += [f"--output_dir={output_dir}", "--resume_from_checkpoint=latest", f"--max_train_steps={STEPS}"]
     command += [
@@ -185,7 +186,7 @@ def start(processes: int, output_dir: str, checkpointing_steps: int = 1) -> subp
     environment = {"HF_HOME": os.path.abspath("hf"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     with open("log.txt", "a") as log:
         return subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
+            command, env={**os.environ, **environment, **more}, stdout=log, stderr=log, start_new_session=True
         )
 
 
@@ -240,4 +241,21 @@ def test_two_processes_leave_together_when_one_is_asked_or_the_launcher(images):
         step = checkpoints("out")[-1]
     assert step < STEPS
     assert start(2, "out", checkpointing_steps=STEPS).wait() == 0
+    assert_same_run("out", "undisturbed", rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_a_run_again_of_which_a_process_has_died(images):
+    """As the page on scale says. Without the variable, the new processes may look for the old ones."""
+    Path("logged.py").write_text(LOGGED)
+    assert start(2, "undisturbed", STEPS).wait() == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = "--max_restarts=1", "--rdzv_backend=c10d", f"--main_process_port={port}"
+    run = start(2, "out", 20, *launch, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    while run.poll() is None and not checkpoints("out"):
+        time.sleep(0.01)
+    os.kill(psutil.Process(run.pid).children()[-1].pid, signal.SIGKILL)
+    assert run.wait(timeout=200) == 0, Path("log.txt").read_text()[-3000:]
     assert_same_run("out", "undisturbed", rtol=1e-3, atol=2e-6)
