@@ -652,8 +652,8 @@ def engines_table(result: dict, metric: str | None = None) -> str:
         f"(NVLink), {si(a['link_between_machines'], 'B/s')} a GPU between machines (400 Gb/s).",
         "",
         f"| network | engine | at the start | {' | '.join(f'{n:,} GPUs' for n in gpus)} | sent | "
-        f"{' | '.join(f'time, {n:,}' for n in gpus)} |",
-        "|" + "---|" * (4 + 2 * len(gpus)),
+        f"time, {gpus[0]:,} | time, {gpus[-1]:,} |",
+        "|" + "---|" * (6 + len(gpus)),
     ]
 
     def gb(value):
@@ -664,7 +664,9 @@ def engines_table(result: dict, metric: str | None = None) -> str:
         row = [name, engine, gb(pairs[0][0]["at_start"])]
         row += [f"{gb(memory['all'])} ({gb(memory['without_averages'])})" for memory, _ in pairs]
         row.append(si(pairs[-1][1]["bytes"], "B"))
-        row += [f"{si(sent['seconds'], 's')} ({sent['seconds'] / step[name]:.0%})" for _, sent in pairs]
+        row += [
+            f"{si(sent['seconds'], 's')} ({sent['seconds'] / step[name]:.0%})" for _, sent in (pairs[0], pairs[-1])
+        ]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -714,7 +716,7 @@ def limits_table(result: dict, metric: str | None = None) -> str:
         ("64", "gradients between machines", f"1 B under DDP: {si(sent['1 B', 'DDP', 64], 's')} beside a step of {si(middle['step_seconds'], 's')}, of which the backward pass hides a part", "more images a step and GPU: `--gradient_checkpointing` for a larger `--train_batch_size`, `--gradient_accumulation_steps`"),
         ("64", "accumulation under FSDP2 keeps whole bf16 gradients on each GPU, and gathers the weights for every part", f"10 B: {gradients / 1e9:.0f} GB more", "`--gradient_checkpointing` and a larger `--train_batch_size` instead"),
         ("64", "one process writes a checkpoint under DDP, the others wait", f"1 B: {duration(middle['write_seconds'])} at {si(a['disk_write'], 'B/s')} (assumed) every {every} steps, {duration(every * middle['step_seconds'])}", "`--checkpointing_steps`; the sharded ones of `fsdp2_multi_node.yaml`; `--checkpoints_total_limit`"),
-        ("64", "one process validates under DDP and ZeRO-2, the others wait", f"the time of {calculated['validation_steps']:.0f} steps or more (it is not under autocast) every {a['validation_steps']:,}", "`--validation_steps`, `--num_validation_images`"),
+        ("64", "one process validates under DDP and ZeRO-2, the others wait", f"the time of {calculated['validation_steps']:.0f} steps every {a['validation_steps']:,}", "`--validation_steps`, `--num_validation_images`"),
         ("64", "minibatch optimal transport sees the batch of one process", "the same global batch over more GPUs is a weaker coupling", "`--prior_coupling semi_discrete`; or `--train prior` on few GPUs, it is small"),
         ("64", "the semi-discrete coupling holds all coarse latents on each GPU", f"{a['images']:,} images of 256 px with 16 channels: {coupling * a['images'] / 1e9:.0f} GB", "`--prior_coupling minibatch_ot` or `independent`"),
         ("1,024", "something fails", f"every {duration(calculated['failure_hours']['1024'] * 3600)}, if a GPU does every {a['failure_hours']:,} hours (419 failures in 54 days of 16,384 GPUs: arXiv 2407.21783)", f"[start again by itself](#start-again); a checkpoint every {duration(middle['best_interval_seconds']['1024'])} loses least for 1 B under DDP"),
@@ -722,7 +724,7 @@ def limits_table(result: dict, metric: str | None = None) -> str:
         ("1,024", "a process hangs", "the others wait a day: the time limit of collectives is that long because of the cache", "no setting; let the batch system watch `--logging_steps`"),
         ("1,024", "the global batch", f"{a['images_per_gpu'] * 1024:,} images; one for each GPU is the least", "fewer GPUs: no study here went beyond batches of hundreds"),
         ("1,024", "weights under FSDP2 are in parts over all GPUs, not within a machine", f"10 B: {si(sent['10 B', 'FSDP2', 1024], 's')} beside a step of {si(large['step_seconds'], 's')}", "more images a step and GPU, as above"),
-        ("any", "a process holds labels, rows and the order of an epoch", f"{held / 1e9:.0f} GB for {a['many_images']:,} images, {a['gpus_per_machine']} times that a machine; the order anew in {duration(order)} an epoch", "`--streaming`"),
+        ("any", "a process holds labels, rows and the order of an epoch", f"{held / 1e9:.0f} GB for {a['many_images']:,} images, {a['gpus_per_machine']} times that a machine; the order anew in {duration(order)} or more an epoch", "`--streaming`"),
         ("any", "every file of a cache is a memory map of the process", f"{files:,} files for {a['many_images']:,} images, {a['maps']:,} maps allowed by default", "`sysctl vm.max_map_count`, or `--streaming`"),
         ("any", "latents are read in random order, a page at a time", "what does not fit the page cache is read from the disk, on network disks slowly", "`--cache_dir` on a local disk that all processes of the machine share, `--dataloader_num_workers`; or `--streaming`"),
     ]  # fmt: skip

@@ -50,7 +50,7 @@ SETTINGS = {
     "images": 2048,
     "shard_size": 256,
     "latents": {"32 px, 8 channels": [8, 8, 8], "512 px, 4 channels": [4, 64, 64]},
-    "set_size": 10_000_000,  # of the order of an epoch
+    "set_size": 100_000_000,  # of the order of an epoch
     "reduced_bytes": [4, 4_000_000, 32_000_000, 128_000_000],  # the first is the flag of a SIGTERM
     "process_sizes": ["nano", "tiny"],  # the networks that are trained on two processes
     "checkpoint_size": "tiny",
@@ -154,8 +154,8 @@ def memory_bytes(engine: str, parameters: int, gpus: int, block: int, rest: int,
 
 
 def start_bytes(engine: str, parameters: int, ema: bool = True) -> int:
-    """Bytes on each GPU before the engine takes parts: float32 weights, and under ZeRO the averages that are made of them."""
-    return 4 * parameters * (2 if engine.startswith("ZeRO") and ema else 1)
+    """Bytes on each GPU before the engine takes parts: float32 weights, and but for FSDP2 the averages that are made of them."""
+    return 4 * parameters * (2 if ema and engine != "FSDP2" else 1)
 
 
 def communicated_bytes(engine: str, parameters: int, gpus: int, ema: bool = True) -> float:
@@ -191,7 +191,7 @@ def best_interval(write: float, gpus: int, failure_hours: float) -> float:
 
 
 def validation_steps(images: int, batch: int) -> float:
-    """Training steps that take as long as a validation at the same rate: 1, 2, 4 and 8 guided steps of the flow for `images`."""
+    """Training steps that cost as much as a validation: 1, 2, 4 and 8 guided steps of the flow for `images`."""
     return (1 + 2 + 4 + 8) * 2 * images / (3 * batch)
 
 
