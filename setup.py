@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 root = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (root / "src/diffusers_lowfreq/__init__.py").read_text())[1]
-training = ["accelerate>=1.0", "datasets>=3.0", "pillow", "scipy", "tensorboard", "tqdm"]
+training = ["accelerate>=1.6", "datasets>=3.2", "pillow", "scipy", "tensorboard", "tqdm"]
 
 setup(
     name="diffusers-lowfreq",

@@ -38,6 +38,7 @@ needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None or shutil.which("g++") is None,
     reason="DeepSpeed is optional, and compiles with g++",
 )
+ENGINES = ["ddp", "fsdp2", *(pytest.param(f"zero{stage}", marks=needs_deepspeed) for stage in (2, 3))]
 
 
 def fake(kind: str, **attributes):
@@ -128,9 +129,7 @@ def assert_same_models(folder: str, expected: str, atol: float = 2e-6):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config", ["ddp", "fsdp2", *(pytest.param(f"zero{stage}", marks=needs_deepspeed) for stage in (2, 3))]
-)
+@pytest.mark.parametrize("config", ENGINES)
 def test_two_processes_are_one_and_a_resumed_run_is_the_same_run(workplace, config):
     make_folder(workplace / "images")
     launch(config, workplace, "--train_batch_size=4", "--prior_train_batch_size=4", "--output_dir=two")
@@ -162,7 +161,7 @@ def test_two_processes_are_one_and_a_resumed_run_is_the_same_run(workplace, conf
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp", "fsdp2", pytest.param("zero2", marks=needs_deepspeed)])
+@pytest.mark.parametrize("config", ENGINES)
 def test_two_machines_of_one_process_are_one(workplace, config):
     """Two launchers, as on two machines, that meet on the loopback interface."""
     make_folder(workplace / "images")
@@ -215,6 +214,15 @@ def test_an_index_that_would_run_something_is_refused(workplace):
     check_sharded_checkpoint("true")
     os.mkdir("trap")
     Path("trap/.metadata").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ValueError, match="no index of a sharded checkpoint: it asks for .*mkdir"):
+    with pytest.raises(ValueError, match="no part of a checkpoint: it asks for .*mkdir"):
+        check_sharded_checkpoint("trap")
+    assert not os.path.exists("sprung")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_file_of_deepspeed_that_would_run_something_is_refused(workplace, protocol):
+    os.mkdir("trap")
+    torch.save({"optimizer": Trap()}, "trap/mp_rank_00_model_states.pt", pickle_protocol=protocol)
+    with pytest.raises(ValueError, match="mp_rank_00_model_states.pt' is no part of a checkpoint"):
         check_sharded_checkpoint("trap")
     assert not os.path.exists("sprung")

@@ -247,20 +247,25 @@ def test_a_wrong_token_is_found_before_any_work(workplace, hub):
     assert not (workplace / "out").exists()
 
 
-def test_data_and_autoencoder_come_by_name(workplace, hub):
+@pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_data_and_autoencoder_come_by_name(workplace, hub, streaming):
     data = {"img": [Image.fromarray(p) for p in make_pixels(12)], "label": [i % 3 for i in range(12)]}
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
-    datasets.Dataset.from_dict(data, features).to_parquet("train.parquet")
-    hub.repos["datasets", "org/data"] = {
-        "data/train-00000-of-00001.parquet": (workplace / "train.parquet").read_bytes()
-    }
+    hub.repos["datasets", "org/data"] = {}
+    for i in range(2):
+        name = f"train-{i:05d}-of-00002.parquet"
+        datasets.Dataset.from_dict(data, features).shard(2, i).to_parquet(name)
+        hub.repos["datasets", "org/data"][f"data/{name}"] = (workplace / name).read_bytes()
     make_vae(workplace / "vae")
     hub.repos["models", "org/vae"] = {path.name: path.read_bytes() for path in (workplace / "vae").iterdir()}
     names = "--dataset_name org/data --image_column img --pretrained_vae_model_name_or_path org/vae --factor 2"
-    run_process(*TRAIN, *names.split(), cwd=workplace, **hub.environment)
+    run_process(*TRAIN, *names.split(), *["--streaming"] * streaming, cwd=workplace, **hub.environment)
+    assert bool(list((workplace / "hf").rglob("*.arrow"))) != streaming  # a copy of the set
     pipe = LowFreqPipeline.from_pretrained("out")
     assert sorted(pipe.labels) == CLASSES and pipe.vae.config.latents_mean is not None
-    assert "| images | 12 of org/data |" in (workplace / "out" / "README.md").read_text()
+    assert (
+        f"| images | {'a stream' if streaming else 12} of org/data |" in (workplace / "out" / "README.md").read_text()
+    )
     assert generate_here("out").shape == (2, 16, 16, 3)
 
 

@@ -167,8 +167,8 @@ def lines_read(processes: int) -> list[int]:
     return [len(file.read_text().splitlines()) if file.exists() else 0 for file in files]
 
 
-def start(processes: int, output_dir: str, checkpointing_steps: int = 1, *launch: str, **more) -> subprocess.Popen:
-    """Start the training, resumable, in a process group of its own, with options of the launcher and variables."""
+def start(processes: int, output_dir: str, checkpointing_steps: int = 1, *launch: str, **options) -> subprocess.Popen:
+    """Start the training, resumable, with options of the launcher and of `Popen`."""
     batch = 8 // processes
     command = [sys.executable]
     if processes > 1:
@@ -185,9 +185,21 @@ def start(processes: int, output_dir: str, checkpointing_steps: int = 1, *launch
     ]
     environment = {"HF_HOME": os.path.abspath("hf"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     with open("log.txt", "a") as log:
-        return subprocess.Popen(
-            command, env={**os.environ, **environment, **more}, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log, **options)
+
+
+def kill(run: subprocess.Popen):
+    """Kill a launcher and its processes, which have sessions of their own."""
+    launcher = psutil.Process(run.pid)
+    for process in [launcher, *launcher.children(recursive=True)]:
+        process.kill()
+
+
+def wait_for_steps(run: subprocess.Popen, since: list[int], number: int = 1):
+    """Wait until each process has read so many batches."""
+    while run.poll() is None and not all(a >= b + number for a, b in zip(lines_read(len(since)), since)):
+        time.sleep(0.01)
+    assert run.poll() is None, Path("log.txt").read_text()[-3000:]
 
 
 @pytest.mark.slow
@@ -201,15 +213,14 @@ def test_twenty_kills_leave_no_trace(images, processes):
         os.remove(f"read-{rank}.txt")
     rng = random.Random(0)
     history, in_writing = {}, 0
-    for kill in range(KILLS + 1):
+    for launch in range(KILLS + 1):
         first, since = (checkpoints("out") or [0])[-1], lines_read(processes)
         run = start(processes, "out")
-        if kill < KILLS:
-            while run.poll() is None and not all(a > b for a, b in zip(lines_read(processes), since)):
-                time.sleep(0.01)
+        if launch < KILLS:
+            wait_for_steps(run, since)
             time.sleep(rng.uniform(0, 0.6))
             assert run.poll() is None, Path("log.txt").read_text()[-3000:]
-            os.killpg(run.pid, signal.SIGKILL)
+            kill(run)
         code = run.wait()
         for step, indices in enumerate(read_by_step(processes, since), first):
             history[step] = indices
@@ -232,8 +243,7 @@ def test_two_processes_leave_together_when_one_is_asked_or_the_launcher(images):
     for asked in ("worker", "launcher"):
         before = lines_read(2)
         run = start(2, "out", checkpointing_steps=STEPS)
-        while not all(a > b for a, b in zip(lines_read(2), before)):
-            time.sleep(0.01)
+        wait_for_steps(run, before)
         pid = psutil.Process(run.pid).children()[-1].pid if asked == "worker" else run.pid
         os.kill(pid, signal.SIGTERM)
         assert run.wait(timeout=60) != 0
@@ -245,7 +255,25 @@ def test_two_processes_leave_together_when_one_is_asked_or_the_launcher(images):
 
 
 @pytest.mark.slow
-def test_the_launcher_starts_a_run_again_of_which_a_process_has_died(images):
+def test_two_processes_stop_on_a_full_disk(images):
+    Path("logged.py").write_text(LOGGED)
+    run = start(2, "out")
+    wait_for_steps(run, [0, 0], number=5)
+    kill(run)
+    run.wait()
+    whole = checkpoints("out")[-1]
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    full = start(2, "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (48 * 1024, hard)))
+    assert full.wait(timeout=120) != 0
+    log = Path("log.txt").read_text()
+    assert f"The checkpoint of step {whole + 1} cannot be written" in log
+    assert f"checkpoint-{whole} in 'out' is whole: go on from it" in log
+    assert checkpoints("out")[-1] == whole
+    assert not [name for name in os.listdir("out") if name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_a_run_again_of_which_a_process_has_died(images, monkeypatch):
     """As the page on scale says. Without the variable, the new processes may look for the old ones."""
     Path("logged.py").write_text(LOGGED)
     assert start(2, "undisturbed", STEPS).wait() == 0
@@ -253,9 +281,15 @@ def test_the_launcher_starts_a_run_again_of_which_a_process_has_died(images):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launch = "--max_restarts=1", "--rdzv_backend=c10d", f"--main_process_port={port}"
-    run = start(2, "out", 20, *launch, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    run = start(2, "out", 20, *launch)
     while run.poll() is None and not checkpoints("out"):
         time.sleep(0.01)
     os.kill(psutil.Process(run.pid).children()[-1].pid, signal.SIGKILL)
-    assert run.wait(timeout=200) == 0, Path("log.txt").read_text()[-3000:]
+    try:
+        code = run.wait(timeout=200)
+    finally:
+        if run.poll() is None:
+            kill(run)
+    assert code == 0, Path("log.txt").read_text()[-3000:]
     assert_same_run("out", "undisturbed", rtol=1e-3, atol=2e-6)

@@ -1,7 +1,7 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """What the engines of accelerate do differently: plain data parallelism, FSDP2, DeepSpeed ZeRO."""
 
-import importlib
+import importlib.util
 import io
 import os
 import pickle
@@ -53,8 +53,9 @@ def check_engine(accelerator, data_parallel_only: bool = False):
             Whether the script works under plain data parallelism alone.
 
     Raises:
-        ValueError: If it is another engine than the script takes, Megatron-LM, FSDP1, FSDP2 that gathers its checkpoints on one process, an engine that accelerate
-            leaves out without a word on this device, or float16 where nothing scales the gradient.
+        ValueError: If it is another engine than the script takes, Megatron-LM, FSDP1, FSDP2 that gathers its checkpoints on one
+            process, an engine that accelerate leaves out without a word on this device, or float16 where nothing scales the
+            gradient.
     """
     kind = accelerator.distributed_type.name
     for asked in ("FSDP", "DEEPSPEED"):
@@ -212,19 +213,33 @@ class _IndexUnpickler(pickle.Unpickler):
 
 def check_sharded_checkpoint(folder: str):
     """
-    Refuse sharded checkpoints of torch whose index, which torch unpickles, would run anything.
+    Refuse what FSDP2 and DeepSpeed would unpickle, if it would run anything.
 
     Raises:
-        ValueError: If an index below `folder` names what no index holds.
+        ValueError: If an index of torch (`.metadata`) or a file of DeepSpeed (`*.pt`) below `folder` names what none of them
+            holds.
     """
     for path, _, files in os.walk(folder):
-        if ".metadata" not in files:
-            continue
-        with open(os.path.join(path, ".metadata"), "rb") as file:
-            content = file.read()
-        try:
-            _IndexUnpickler(io.BytesIO(content)).load()
-        except Exception as error:  # a broken pickle may raise anything
-            raise ValueError(
-                f"`resume_from_checkpoint`: {os.path.join(path, '.metadata')!r} is no index of a sharded checkpoint: {error}"
-            ) from error
+        for name in files:
+            try:
+                if name == ".metadata":
+                    with open(os.path.join(path, name), "rb") as file:
+                        _IndexUnpickler(io.BytesIO(file.read())).load()
+                elif name.endswith(".pt"):
+                    with torch.serialization.safe_globals(_of_deepspeed()):
+                        torch.load(os.path.join(path, name), weights_only=True, mmap=True)
+            except Exception as error:  # a broken pickle may raise anything
+                raise ValueError(
+                    f"`resume_from_checkpoint`: {os.path.join(path, name)!r} is no part of a checkpoint: {error}"
+                ) from error
+
+
+def _of_deepspeed() -> list[type]:
+    """What DeepSpeed puts into its files beside tensors."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return []
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
