@@ -1252,6 +1252,11 @@ def test_formulas_of_scale_agree_with_what_they_are_made_of():
         assert all(sum(v for k, v in size.items() if k != "all") == pytest.approx(size["all"]) for size in sizes)
         shrinks = sizes[0]["all"] > sizes[1]["all"] > sizes[2]["all"]
         assert shrinks == (engine != "DDP") and (sizes[0] == sizes[2]) == (engine == "DDP")
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert f"{scale.memory_bytes('DDP', 1, 64, 0, 0)['all']} bytes a parameter" in page
+    assert "`24·tokens·width² + 4·tokens²·width`" in page
+    layer = scale.forward_flops(2, 64, 100) - scale.forward_flops(1, 64, 100)
+    assert layer == 24 * 100 * 64**2 + 4 * 100**2 * 64
     # The interval between checkpoints at which writing and what a failure loses cost the same
     interval = scale.best_interval(20.0, 1024, 50_000)
     assert 20 / interval == pytest.approx(interval / 2 / (50_000 * 3600 / 1024))
