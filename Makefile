@@ -8,7 +8,7 @@ SPACE_STAMP := $(SPACE)/.installed
 STUDIES := few-steps noise-ratio projection guidance prior truncation one-step
 
 .PHONY: demo test test-all test-space style docs bench bench-space bench-ablations bench-coupling bench-gap bench-pictures \
-	bench-strangers bench-upscale $(STUDIES:%=bench-%)
+	bench-scale bench-strangers bench-upscale $(STUDIES:%=bench-%)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,10 @@ style: $(STAMP)
 bench: $(STAMP)
 	$(RUN) benchmarks/overhead.py --output benchmarks/results/overhead.json
 	$(RUN) benchmarks/report.py --results benchmarks/results/overhead.json docs/one-step.md docs/stock-pipelines.md
+
+bench-scale: $(STAMP)
+	$(RUN) benchmarks/scale.py --output benchmarks/results/scale.json
+	$(RUN) benchmarks/report.py --results benchmarks/results/scale.json docs/scale.md
 
 bench-space: $(SPACE_STAMP)
 	$(SPACE)/bin/python benchmarks/space.py --output benchmarks/results/space.json --screenshot docs/figures/space.png

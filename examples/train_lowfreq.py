@@ -644,8 +644,12 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
     lr_scheduler = get_scheduler(
         args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
     )
-    make_ema = partial(EMAModel, decay=args.ema_decay, model_cls=model_class, model_config=model.config, foreach=True)
     kind = engine(accelerator)
+    # Under ZeRO tensor by tensor: at once `EMAModel` would need all of them whole, and as many float32 differences
+    at_once = not kind.startswith("zero")
+    make_ema = partial(
+        EMAModel, decay=args.ema_decay, model_cls=model_class, model_config=model.config, foreach=at_once
+    )
     configure_engine(accelerator, batch_size, args.gradient_accumulation_steps, args.max_grad_norm)
     # DeepSpeed may take the weights away, or to half precision, and FSDP2 replaces them: before the one, after the other
     ema = make_ema(trainable(model)) if args.use_ema and kind != "fsdp" else None

@@ -67,6 +67,19 @@ def test_a_resume_continues_the_stream(start, split):
     assert global_stream(*split, steps=range(start, 12)) == whole[start * GLOBAL :]
 
 
+@pytest.mark.parametrize("num_samples", [1, 21, 100_003])
+def test_the_order_of_an_epoch_takes_five_bytes_for_each_image_and_is_that_of_long_integers(num_samples):
+    """Two epochs of `int64` orders and flips would be 18 bytes, for a billion images more than a machine has for a process."""
+    sampler = KeyedBatchSampler(num_samples, 1, SEED, range(1), random_flip=True)
+    for epoch in (0, 1):
+        drawn = sampler._draw(epoch)
+        generator = keyed_generator(SEED, "epoch", epoch)
+        assert torch.equal(drawn[0], torch.randperm(num_samples, generator=generator))
+        assert torch.equal(drawn[1], torch.randint(2, (num_samples,), generator=generator))
+        held = [x for x in vars(sampler).values() if isinstance(x, tuple)]
+        assert held == [drawn] and sum(x.nbytes for x in drawn) == 5 * num_samples
+
+
 def test_an_iteration_can_be_repeated():
     (sampler,) = samplers(8, 1, 1)
     assert list(sampler) == list(sampler)

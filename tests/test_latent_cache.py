@@ -106,6 +106,16 @@ def test_the_order_of_a_batch_is_the_order_asked_for(images, vae):
         assert batch["label"][k] == cache[entry]["label"] == images.labels[entry[0]]
 
 
+def test_an_open_cache_holds_a_label_and_a_row_number_for_each_image(images, vae):
+    """And nothing else: what it holds, each process holds."""
+    cache = build(images, vae, shard_size=5)
+    held = [value for value in vars(cache).values() if isinstance(value, torch.Tensor)]
+    assert sum(x.nbytes for x in held) == 16 * len(images) + 8 * len(cache.latents)
+    assert [int(cache[i, False]["position"]) for i in range(18)] == list(range(18))
+    with pytest.raises(IndexError):
+        cache[18, False]
+
+
 def test_a_worker_process_serves_the_same_batches(images, vae):
     cache = build(images, vae)
     options = {"batch_sampler": [[(3, True), (11, False)], [(16, False)]], "collate_fn": dict}

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -166,15 +167,15 @@ def lines_read(processes: int) -> list[int]:
     return [len(file.read_text().splitlines()) if file.exists() else 0 for file in files]
 
 
-def start(processes: int, output_dir: str, checkpointing_steps: int = 1, **options) -> subprocess.Popen:
-    """Start the training, resumable."""
+def start(processes: int, output_dir: str, checkpointing_steps: int = 1, *launch: str, **options) -> subprocess.Popen:
+    """Start the training, resumable, with options of the launcher and of `Popen`."""
     batch = 8 // processes
     command = [sys.executable]
     if processes > 1:
         launcher = (
             "-m accelerate.commands.launch --multi_gpu --num_machines 1 --main_process_port 0 --mixed_precision no"
         )
-        command += [*launcher.split(), f"--num_processes={processes}", "--dynamo_backend=no"]
+        command += [*launcher.split(), f"--num_processes={processes}", "--dynamo_backend=no", *launch]
     command += ["logged.py", str(EXAMPLES / "train_lowfreq.py"), *RUN.split(), f"--train_batch_size={batch}"]
     command += [f"--output_dir={output_dir}", "--resume_from_checkpoint=latest", f"--max_train_steps={STEPS}"]
     command += [
@@ -269,3 +270,26 @@ def test_two_processes_stop_on_a_full_disk(images):
     assert f"checkpoint-{whole} in 'out' is whole: go on from it" in log
     assert checkpoints("out")[-1] == whole
     assert not [name for name in os.listdir("out") if name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_a_run_again_of_which_a_process_has_died(images, monkeypatch):
+    """As the page on scale says. Without the variable, the new processes may look for the old ones."""
+    Path("logged.py").write_text(LOGGED)
+    assert start(2, "undisturbed", STEPS).wait() == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = "--max_restarts=1", "--rdzv_backend=c10d", f"--main_process_port={port}"
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    run = start(2, "out", 20, *launch)
+    while run.poll() is None and not checkpoints("out"):
+        time.sleep(0.01)
+    os.kill(psutil.Process(run.pid).children()[-1].pid, signal.SIGKILL)
+    try:
+        code = run.wait(timeout=200)
+    finally:
+        if run.poll() is None:
+            kill(run)
+    assert code == 0, Path("log.txt").read_text()[-3000:]
+    assert_same_run("out", "undisturbed", rtol=1e-3, atol=2e-6)

@@ -30,6 +30,7 @@ class KeyedBatchSampler:
 
     The stream of samples is one endless concatenation of shuffled epochs; step `s` takes the `global_batch_size`
     samples from `s * global_batch_size` on, so no image is skipped or repeated at the end of an epoch or by a resume.
+    Each process holds the order of one epoch: 5 bytes for each image.
 
     Args:
         num_samples (`int`):
@@ -66,7 +67,7 @@ class KeyedBatchSampler:
         self.num_processes = num_processes
         self.global_batch_size = batch_size * accumulation * num_processes
         self.random_flip = random_flip
-        self._epochs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._epoch, self._drawn = None, None
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulation
@@ -80,13 +81,15 @@ class KeyedBatchSampler:
         """One generator per sample of this process's micro-batch, for every draw of the training step."""
         return [keyed_generator(self.seed, step, position) for position in self.positions(micro_step)]
 
-    def _epoch(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if epoch not in self._epochs:
+    def _draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if epoch != self._epoch:
+            self._drawn = None  # epochs come one after the other, and those of a large set fill the memory
             generator = keyed_generator(self.seed, "epoch", epoch)
-            order = torch.randperm(self.num_samples, generator=generator)
-            flips = torch.randint(2, (self.num_samples,), generator=generator).bool() & self.random_flip
-            self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1} | {epoch: (order, flips)}
-        return self._epochs[epoch]
+            dtype = torch.int32 if self.num_samples <= 2**31 else torch.int64  # of equal values
+            order = torch.randperm(self.num_samples, generator=generator, dtype=dtype)
+            flips = torch.randint(2, (self.num_samples,), generator=generator, dtype=torch.bool)
+            self._epoch, self._drawn = epoch, (order, flips)
+        return self._drawn
 
     def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
         for step in self.steps:
@@ -94,6 +97,6 @@ class KeyedBatchSampler:
                 batch = []
                 for position in self.positions(micro_step):
                     epoch, offset = divmod(step * self.global_batch_size + position, self.num_samples)
-                    order, flips = self._epoch(epoch)
-                    batch.append((int(order[offset]), bool(flips[offset])))
+                    index, flip = (drawn[offset].item() for drawn in self._draw(epoch))
+                    batch.append((index, flip and self.random_flip))
                 yield batch

@@ -67,9 +67,8 @@ class LatentCache(torch.utils.data.Dataset):
         self.latents = [shard["latents"] for shard in shards]
         self.labels = torch.cat([shard["labels"] for shard in shards])
         self.positions = torch.cat([shard["positions"] for shard in shards])  # row of each item in the image set
-        starts = torch.tensor([len(latents) for latents in self.latents]).cumsum(0)
-        self._shard = torch.bucketize(torch.arange(len(self.labels)), starts, right=True)
-        self._row = torch.arange(len(self.labels)) - torch.cat([torch.zeros(1, dtype=torch.long), starts])[self._shard]
+        lengths = torch.tensor([len(latents) for latents in self.latents])
+        self._starts = lengths.cumsum(0) - lengths  # of each shard; a number for each image would fill the memory
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,7 +78,8 @@ class LatentCache(torch.utils.data.Dataset):
 
     def __getitems__(self, entries: list[tuple[int, bool]]) -> dict[str, torch.Tensor]:
         index, flip = (torch.tensor(column) for column in zip(*entries))
-        shard, row = self._shard[index], self._row[index]
+        shard = torch.bucketize(index, self._starts, right=True) - 1
+        row = index - self._starts[shard]
         sample = torch.empty(len(index), *self.latents[0].shape[2:])
         for s in shard.unique().tolist():
             here = shard == s
