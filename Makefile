@@ -8,7 +8,7 @@ SPACE_STAMP := $(SPACE)/.installed
 STUDIES := few-steps noise-ratio projection guidance prior truncation one-step
 
 .PHONY: demo test test-all test-space style docs bench bench-space bench-ablations bench-coupling bench-gap bench-pictures \
-	bench-scale bench-strangers bench-upscale $(STUDIES:%=bench-%)
+	bench-scale bench-strangers bench-training bench-upscale $(STUDIES:%=bench-%)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,10 @@ bench: $(STAMP)
 bench-scale: $(STAMP)
 	$(RUN) benchmarks/scale.py --output benchmarks/results/scale.json
 	$(RUN) benchmarks/report.py --results benchmarks/results/scale.json docs/scale.md
+
+bench-training: $(STAMP)
+	$(RUN) benchmarks/training_speed.py --output benchmarks/results/training-speed.json
+	$(RUN) benchmarks/report.py --results benchmarks/results/training-speed.json docs/training.md
 
 bench-space: $(SPACE_STAMP)
 	$(SPACE)/bin/python benchmarks/space.py --output benchmarks/results/space.json --screenshot docs/figures/space.png

@@ -7,7 +7,7 @@
 The marks are `<!-- study few-steps-cpu -->` and `<!-- /study -->`, the name being that of the results file. After the name
 may stand what to write, `budgets` (the best split of a budget between prior and flow), `gap` (generated against true coarse
 latents), `ratios` (one and two steps against many of the first run) or `curvature` instead of everything, `frechet_distance` instead of the kernel distance, and `by GRADER`, a second
-one of the file. Takes what `run_study.py`, `coupling.py`, `degraded_latents.py`, `upscale.py` and `text_to_image.py` write,
+one of the file. Takes what `run_study.py`, `coupling.py`, `degraded_latents.py`, `upscale.py`, `training_speed.py` and `text_to_image.py` write,
 and of `overhead.py` the times of the objectives and, as `starts`, of other people's pipelines, and of `scale.py` the times of a step
 and, as `costs`, `checked`, `networks`, `engines`, `sets` and `limits`, everything else.
 """
@@ -317,6 +317,55 @@ def starts_table(result: dict, metric: str) -> str:
         f"The time of a call over that of the bare stock call with as many network calls, both in latents and in turn in one run: "
         f"{', '.join(found)}; {pairs} pairs. Measured by `benchmarks/overhead.py` on {result['machine']}, "
         f"{result['threads']} threads, torch {result['torch']}."
+    )
+
+
+def training_speed_table(result: dict) -> str:
+    """What the training script makes of the time it has."""
+    rows, processes, saves, memory = [], result["two_processes"], result["checkpoints"], result["memory"]
+    for kind, title in (("independent", "independent coupling"), ("minibatch_ot", "minibatch optimal transport")):
+        found = result[kind]
+        low, high = found["quartiles"]
+        rows.append(
+            (
+                f"images a second, over a plain loop around torchcfm's matcher, {title}",
+                f"**{found['ratio']:.3f}** (quartiles {low:.3f} to {high:.3f} of {found['blocks']} pairs of blocks of "
+                f"{found['steps_of_a_block']} steps): {found['images_per_second']:.0f} against "
+                f"{found['images_per_second_of_the_plain_loop']:.0f}",
+            )
+        )
+    times = processes["step_ms"]
+    rows += [
+        (
+            f"images a second of two single-threaded processes over one, total batch {processes['total_batch']}",
+            f"**{processes['ratio']:.2f}** ({', '.join(f'{r:.2f}' for r in processes['ratios'])}); two that know nothing of each "
+            f"other: {processes['ratio_of_two_apart']:.2f}. A step takes {times['one']:.0f}, {times['two']:.0f} and "
+            f"{times['two apart']:.0f} ms",
+        ),
+        (
+            f"sent by each of the two in a step, {processes['parameters'] / 1e6:.2f} M parameters",
+            f"{processes['mb_sent_by_each_measured']} MB measured, {processes['mb_sent_by_each_calculated']} MB calculated",
+        ),
+        (
+            f"share of a run for a checkpoint every {saves['checkpointing_steps']} steps",
+            f"**{saves['share']:.2%}**: {saves['save_ms']:.0f} ms against steps of {saves['step_ms']:.0f} ms",
+        ),
+        (
+            f"growth of the resident memory over {memory['steps']:,} steps, from the second tenth to the last",
+            f"**{memory['growth_mib_from_the_second_to_the_last_tenth']:.1f} MiB** of {memory['mib_by_tenth_of_the_run'][-1]:.0f}",
+        ),
+    ]
+    return "\n".join(
+        [
+            f"Measured by `benchmarks/training_speed.py` on {result['machine']}, {result['threads']} threads where nothing else is "
+            f"said, torch {result['torch']}, seed {result['seed']}, batch {result['batch_size']}, network "
+            f"{result['transformer_size']}; load before: {result['load_at_start']}. The plain loop has the same network, batch, "
+            "optimiser, averages and clipping.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows),
+        ]
     )
 
 
@@ -741,6 +790,7 @@ TABLES = {
     "lora_noise_ratios": strangers_table,
     "templates": text_table,
     "objective_steps": objectives_table,
+    "two_processes": training_speed_table,
     "degradations": degraded_latents_table,
     "upscaling": upscaling_table,
     "measured": steps_table,

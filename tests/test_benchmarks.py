@@ -54,6 +54,7 @@ import ship  # noqa: E402
 import strangers  # noqa: E402
 import text_to_image  # noqa: E402
 import toy  # noqa: E402
+import training_speed  # noqa: E402
 import trajectories  # noqa: E402
 import upscale  # noqa: E402
 from graders import Grader  # noqa: E402
@@ -1261,3 +1262,21 @@ def test_formulas_of_scale_agree_with_what_they_are_made_of():
     interval = scale.best_interval(20.0, 1024, 50_000)
     assert 20 / interval == pytest.approx(interval / 2 / (50_000 * 3600 / 1024))
     assert scale.latent_bytes([4, 8, 8]) == 2 * torch.zeros(4, 8, 8).half().nbytes
+
+
+@pytest.mark.slow
+def test_training_speed_is_measured_and_written_into_a_table(workplace, call):
+    make_vae(workplace / "vae")
+    small = {"vae": "vae", "resolution": 16, "num_images": 24, "transformer_size": "1x1x8", "batch_size": 4}
+    small |= {"process_batch_size": 8, "block": 2, "blocks": 4, "steps": 8, "repeats": 1, "memory_steps": 20}
+    call(training_speed, output="training-speed.json", **small)
+    result = read("training-speed.json")
+    for kind in ("independent", "minibatch_ot"):
+        assert result[kind]["blocks"] == 3 and result[kind]["ratio"] > 0
+    processes = result["two_processes"]
+    assert processes["mb_sent_by_each_measured"] >= processes["mb_sent_by_each_calculated"] > 0
+    assert result["checkpoints"]["saves"] == 8 and 0 < result["checkpoints"]["share"]
+    assert len(result["memory"]["mib_by_tenth_of_the_run"]) == 10
+    Path("page.md").write_text("<!-- study training-speed -->\n<!-- /study -->")
+    report.write_tables(result, "training-speed", ["page.md"])
+    assert f"**{processes['ratio']:.2f}**" in Path("page.md").read_text()

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures(workplace.__name__)
 
 MODEL = "diffusion_pytorch_model.safetensors"
 NUM_IMAGES = 18
-STEPS, KILLS = 500, 20  # of the runs that are killed
+STEPS = 500  # of the runs that are killed
 RUN = "--train_data_dir images --resolution 16 --transformer_size 2x2x8 --prior_size 2x2x8 --patch_size 4 --lr_warmup_steps 1 "
 RUN += "--train flow --noise_ratio_range 0.3 0.8 --num_validation_images 2"
 
@@ -203,8 +203,8 @@ def wait_for_steps(run: subprocess.Popen, since: list[int], number: int = 1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_twenty_kills_leave_no_trace(images, processes):
+@pytest.mark.parametrize(("processes", "kills"), [(1, 6), (2, 20)])
+def test_kills_leave_no_trace(images, processes, kills):
     """Every step writes a checkpoint, so that many of the kills fall into the writing of one."""
     Path("logged.py").write_text(LOGGED)
     assert start(processes, "undisturbed").wait() == 0, Path("log.txt").read_text()[-3000:]
@@ -213,10 +213,10 @@ def test_twenty_kills_leave_no_trace(images, processes):
         os.remove(f"read-{rank}.txt")
     rng = random.Random(0)
     history, in_writing = {}, 0
-    for launch in range(KILLS + 1):
+    for launch in range(kills + 1):
         first, since = (checkpoints("out") or [0])[-1], lines_read(processes)
         run = start(processes, "out")
-        if launch < KILLS:
+        if launch < kills:
             wait_for_steps(run, since)
             time.sleep(rng.uniform(0, 0.6))
             assert run.poll() is None, Path("log.txt").read_text()[-3000:]
@@ -226,7 +226,7 @@ def test_twenty_kills_leave_no_trace(images, processes):
             history[step] = indices
         in_writing += any(name.startswith(".checkpoint") for name in os.listdir("out"))
     assert code == 0, Path("log.txt").read_text()[-3000:]
-    assert in_writing >= 3
+    assert in_writing >= kills // 6
     assert [history[step] for step in range(STEPS)] == expected
     stream = [index for step in expected for index in step]
     for epoch in range(len(stream) // NUM_IMAGES):
