@@ -65,7 +65,7 @@ def command_line(args, folder: str, output_dir: str, steps: int, batch_size: int
         options |= {"pretrained_vae_model_name_or_path": os.path.abspath(args.vae), "factor": 2}
         options |= {"vae_subfolder": "vae"} if os.path.isdir(os.path.join(args.vae, "vae")) else {}
     line = [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    return [*line, "--resolution", str(args.resolution), "--no-random_flip"]
+    return [*line, "--resolution", str(args.resolution)]
 
 
 def at_every_step(script, action):

@@ -262,6 +262,7 @@ def train(pipe, scheduler, convention, cache, conditions, texts, args):
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
+        fused=True,
     )
     # Not prepared: it counts optimiser steps, whatever the number of processes.
     lr_scheduler = get_scheduler(

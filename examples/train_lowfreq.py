@@ -69,6 +69,7 @@ from diffusers_lowfreq.training import (
     LatentStream,
     StreamedCaptions,
     Termination,
+    autocast,
     averaged_weights,
     check_engine,
     check_processes,
@@ -84,6 +85,7 @@ from diffusers_lowfreq.training import (
     resume_checkpoint,
     save_checkpoint,
     uniform,
+    whole_text_encoder,
 )
 
 
@@ -639,6 +641,7 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
+        fused=True,
     )
     # Not prepared: it counts optimiser steps, whatever the number of processes.
     lr_scheduler = get_scheduler(
@@ -658,6 +661,7 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
         ema = make_ema(trainable(model))
     if ema is not None:
         ema.to(device)
+    parameters = trainable(model)
     if model.config.use_meanflow:
         check_derivative(model, args.derivative)
     register_model_hooks(accelerator, model, ema, name)
@@ -775,7 +779,7 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
                 labels = labels.masked_fill(drop, nothing)
                 condition |= {"class_labels": labels} if captions is None else texts.embeddings(labels, device)
             # 3. The loss and the step.
-            with accelerator.autocast():
+            with autocast(accelerator):
                 loss = objective(wrapped, source, sample, generator=generators, **condition).mean()
             accelerator.backward(loss)
             if accelerator.sync_gradients:
@@ -790,7 +794,7 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
 
         lr_scheduler.step()
         if ema is not None:
-            ema.step(trainable(model))
+            ema.step(parameters)
         step += 1
         progress.update()
         if step % args.logging_steps == 0 or step == max_train_steps:
@@ -812,7 +816,8 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
         if (step % args.validation_steps == 0 or step == max_train_steps) and (
             accelerator.is_main_process or kind in ("fsdp", "zero3")
         ):
-            validate(part, step, pipeline, cache, captions, ema, args, accelerator, teacher)
+            with autocast(accelerator):
+                validate(part, step, pipeline, cache, captions, ema, args, accelerator, teacher)
             since = time.monotonic()
     progress.close()
     terminated.restore()
@@ -997,8 +1002,9 @@ def main(args):
                 progress=lambda shards: tqdm(shards, desc="encode captions", disable=not accelerator.is_main_process),
             )
 
-    teacher = load_teacher(args)
-    pipeline, cache, captions = build_pipeline(args, cache_latents, cache_captions, teacher)
+    with whole_text_encoder(accelerator):
+        teacher = load_teacher(args)
+        pipeline, cache, captions = build_pipeline(args, cache_latents, cache_captions, teacher)
     pairs = cache
     if args.degraded_share is not None:
         pairs = DegradedPairs(cache, cache_latents(pipeline.vae, DegradedImages(images)))

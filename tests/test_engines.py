@@ -2,6 +2,7 @@
 """Every engine of accelerate for which there is a configuration comes to the weights of one process."""
 
 import importlib.util
+import json
 import os
 import pickle
 import shutil
@@ -19,7 +20,8 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
-from scripts import EXAMPLES, load_script, make_folder, run_process, workplace
+from scripts import EXAMPLES, load_script, make_captioned_folder, make_folder, run_process, workplace
+from tiny import make_text_encoder, make_tokenizer
 
 from diffusers_lowfreq.training import check_engine
 from diffusers_lowfreq.training.engines import check_sharded_checkpoint
@@ -103,14 +105,14 @@ def test_every_configuration_is_what_its_name_says_and_is_accepted(monkeypatch, 
 # ---------------------------------------------------------------------------------------------------- two processes = one
 
 
-def launch(config: str, cwd: Path, *command, **options) -> str:
+def launch(config: str, cwd: Path, *command, wrapper=(), **options) -> str:
     """Run the training script on two CPU processes under a configuration."""
     is_plain = config.startswith("ddp")
     options = {"config_file": EXAMPLES / "accelerate" / f"{config}.yaml", "num_processes": 2} | options
     options = {"mixed_precision": "no", "main_process_port": 0} | options
     launcher = ["-m", "accelerate.commands.launch", *(f"--{k}={v}" for k, v in options.items())]
     environment = {"DS_ACCELERATOR": "cpu"} if config.startswith("zero") else {"ACCELERATE_USE_CPU": "1"}
-    script = [EXAMPLES / "train_lowfreq.py"] if is_plain else [ON_CPU, EXAMPLES / "train_lowfreq.py"]
+    script = [*([] if is_plain else [ON_CPU]), *wrapper, EXAMPLES / "train_lowfreq.py"]
     return run_process(*launcher, *script, *command, *RUN.split(), cwd=cwd, **environment)
 
 
@@ -188,6 +190,67 @@ def test_two_machines_of_one_process_are_one(workplace, config):
     assert codes == [0, 0], Path("machine-0.log").read_text() + Path("machine-1.log").read_text()
     train("--output_dir=one", "--train_batch_size=8", "--prior_train_batch_size=8")
     assert_same_models("two", "one")
+
+
+# Run a script and write down the times that its networks are told
+PROBED = """
+import json, os, runpy, sys
+from diffusers_lowfreq.models.transformer_lowfreq import TimeEmbedding
+forward = TimeEmbedding.forward
+
+def probed(self, time, *args):
+    with open(f"times-{os.environ['RANK']}.txt", "a") as file:
+        file.write(json.dumps([str(time.dtype), time.tolist()]) + chr(10))
+    return forward(self, time, *args)
+
+TimeEmbedding.forward = probed
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ENGINES)
+def test_the_precision_of_each_configuration_leaves_the_times_and_the_saved_weights_whole(workplace, config):
+    make_folder(workplace / "images")
+    Path("probed.py").write_text(PROBED)
+    precision = load_config_from_file(str(EXAMPLES / "accelerate" / f"{config}.yaml")).mixed_precision
+    assert precision == "bf16"
+    batches = "--train_batch_size=4", "--prior_train_batch_size=4"
+    launch(config, workplace, *batches, "--output_dir=two", wrapper=["probed.py"], mixed_precision=precision)
+    for rank in (0, 1):
+        for line in Path(f"times-{rank}.txt").read_text().splitlines():
+            dtype, times = json.loads(line)
+            assert dtype == "torch.float32"
+            if len(times) == 4 and len(set(times)) == 4:  # of a training step, not of a validation
+                assert any(time != torch.tensor(time).bfloat16().item() for time in times)
+    train("--output_dir=one", "--train_batch_size=8", "--prior_train_batch_size=8")
+    for name in ("prior", "transformer"):
+        actual, expected = (load_file(os.path.join(folder, name, MODEL)) for folder in ("two", "one"))
+        assert {value.dtype for value in actual.values()} == {torch.float32}
+        distance = sum((actual[k] - expected[k]).square().sum() for k in expected).sqrt()
+        assert distance < 0.05 * sum(value.square().sum() for value in expected.values()).sqrt()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ENGINES[2:])
+def test_captions_are_encoded_whole_under_deepspeed(workplace, config):
+    make_captioned_folder(workplace / "images")
+    tokenizer = make_tokenizer()
+    for part in (tokenizer, make_text_encoder("clip", tokenizer)):
+        part.save_pretrained("text")
+    text = "--caption_column=text", "--pretrained_text_encoder_name_or_path=text", "--output_dir"
+    launch(config, workplace, "--train_batch_size=4", "--prior_train_batch_size=4", *text, "two")
+    train("--train_batch_size=8", "--prior_train_batch_size=8", *text, "one")
+    assert_same_models("two", "one")
+
+
+@pytest.mark.slow
+def test_another_engine_than_that_of_the_checkpoint_is_refused(workplace):
+    make_folder(workplace / "images")
+    launch("fsdp2", workplace, "--train_batch_size=4", "--train=flow", "--output_dir=out")
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` .*engine: 'fsdp' -> 'data_parallel'"):
+        train("--train_batch_size=8", "--train=flow", "--output_dir=out", "--resume_from_checkpoint=latest")
 
 
 @pytest.mark.slow

@@ -560,3 +560,12 @@ def test_a_stock_pipeline_runs_with_our_scheduler_swapped_in(build, config):
     pipe.scheduler = stock
     torch.testing.assert_close(from_source, pipe(**inputs, latents=packed).images)
     assert (from_source - images).abs().max() > 1e-3
+
+
+def test_scale_noise_compiles_whole():
+    scheduler = LowFreqFlowMatchScheduler()
+    sample, noise, timestep = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.tensor([100.0, 900.0])
+    compiled = torch.compile(scheduler.scale_noise, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        compiled(sample, timestep, noise), scheduler.scale_noise(sample, timestep, noise), rtol=0, atol=0
+    )

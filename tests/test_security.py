@@ -197,6 +197,14 @@ def test_a_sharded_model_does_not_leave_its_folder(loader, where):
         load()
 
 
+def test_nor_does_a_variant_of_a_text_encoder():
+    weights = Path("text", "text_encoder", f"{WEIGHTS['text_encoder']}.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(load_file(weights), "../outside.safetensors")}
+    Path(f"{weights}.index.fp16.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="must name files beside it, got '../outside.safetensors'"):
+        LowFreqTextToImagePipeline.from_pretrained("text", variant="fp16")
+
+
 @pytest.mark.parametrize(
     "component, entry",
     [

@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 from safetensors.torch import load_file
 from scripts import load_script, make_captioned_folder, make_pixels, make_vae, run_two_processes, workplace
@@ -182,8 +182,13 @@ def test_captions_are_encoded_on_the_way_as_in_the_cache(workplace):
     encoder = make_text_encoder("clip", tokenizer)
     for part in (tokenizer, encoder):
         part.save_pretrained("text")
-    captions = json.loads("[" + ",".join((workplace / "images" / "metadata.jsonl").read_text().splitlines()) + "]")
-    captions = [row["text"] for row in captions]
+    rows = [json.loads(line) for line in (workplace / "images" / "metadata.jsonl").read_text().splitlines()]
+    captions = [row["text"] for row in rows]
+    with pytest.raises(ValueError, match="`train_data_dir` .* must hold parquet files to be streamed"):
+        load_images(train_data_dir="images", resolution=16, streaming=True)
+    features = Features({"image": Image(), "text": List(Value("string"))})
+    rows = [{"image": _png(pixels), "text": texts} for pixels, texts in zip(make_pixels(18), captions)]
+    Dataset.from_list(rows, features=features).to_parquet("images/train.parquet")
     cache = CaptionCache.build(captions, encoder, tokenizer, "cache")
     streamed, uniform = StreamedCaptions(cache, encoder, tokenizer), torch.linspace(0.01, 0.99, 4)
     streamed.batch = captions[3:7]

@@ -134,6 +134,20 @@ def test_a_disk_that_is_full_at_the_first_checkpoint_says_that_there_is_none(ima
     assert not [name for name in os.listdir("out") if "checkpoint" in name]
 
 
+def test_what_torch_raises_for_a_sharded_checkpoint_is_told_alike(images, monkeypatch):
+    """It is no `Exception`."""
+    from accelerate import Accelerator
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    def fail(*args, **kwargs):
+        raise CheckpointException("no space", {0: (OSError(28, "No space left on device"), None)})
+
+    monkeypatch.setattr(Accelerator, "save_state", fail)
+    with pytest.raises(OSError, match="(?s)checkpoint of step 4 cannot be written .* disk full"):
+        train(load_script("train_lowfreq"), "--output_dir=out", "--max_train_steps=4")
+    assert not [name for name in os.listdir("out") if "checkpoint" in name]
+
+
 # -------------------------------------------------------------------------------------------------------------- SIGKILL
 
 # Run a script and write down which images each step reads

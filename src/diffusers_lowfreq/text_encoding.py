@@ -25,7 +25,7 @@ def check_shards(folder: str):
     Raises:
         ValueError: If there is one.
     """
-    for path in glob.glob(os.path.join(glob.escape(folder), "*.index.json")):
+    for path in glob.glob(os.path.join(glob.escape(folder), "*.index*.json")):
         with open(path, encoding="utf-8") as file:
             names = set(json.load(file).get("weight_map", {}).values())
         outside = sorted(name for name in names if os.path.basename(name) != name)

@@ -5,13 +5,14 @@ from .caption_cache import CaptionCache
 from .degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
 from .engines import (
     GradientGuard,
+    autocast,
     averaged_weights,
     check_engine,
     check_processes,
     configure_engine,
     engine,
     finish,
-    whole,
+    whole_text_encoder,
 )
 from .images import ImageDataset, load_images
 from .keyed import KeyedBatchSampler, keyed_generator, uniform
@@ -44,6 +45,7 @@ __all__ = [
     "LatentStream",
     "StreamedCaptions",
     "Termination",
+    "autocast",
     "averaged_weights",
     "check_engine",
     "check_numbers",
@@ -61,5 +63,5 @@ __all__ = [
     "resume_checkpoint",
     "save_checkpoint",
     "uniform",
-    "whole",
+    "whole_text_encoder",
 ]

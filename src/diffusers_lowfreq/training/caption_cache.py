@@ -39,8 +39,9 @@ class CaptionCache:
             index = json.load(file)
         self.texts = index["texts"]
         self._embeddings, starts, lengths = [], [], []
+        found = set(os.listdir(folder))
         for name in index["shards"]:
-            if name not in os.listdir(folder):  # nor a path out of it
+            if name not in found:  # nor a path out of it
                 raise ValueError(
                     f"The caption cache {folder!r} lacks its shard {name}; delete the folder to rebuild it."
                 )

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -99,7 +100,16 @@ def check_processes(accelerator, images):
 
 
 def configure_engine(accelerator, batch_size: int, accumulation: int, max_grad_norm: float):
-    """Tell DeepSpeed what the script decides: its configuration file need not repeat it."""
+    """
+    Tell DeepSpeed what the script decides, which its configuration file need not repeat, and FSDP2 to leave inputs alone.
+
+    (It would round the times to half precision. Autocast, which is on anyway, rounds what is to be multiplied.)
+    """
+    if engine(accelerator) == "fsdp":
+        plugin = accelerator.state.fsdp_plugin
+        policy = plugin.mixed_precision_policy
+        if policy is not None:
+            plugin.mixed_precision_policy = replace(policy, cast_forward_inputs=False, output_dtype=None)
     if engine(accelerator) == "zero3":
         # `EMAModel` gathers by itself, with a module that it imports only if ZeRO-3 was on before diffusers
         diffusers.training_utils.deepspeed = importlib.import_module("deepspeed")
@@ -110,6 +120,29 @@ def configure_engine(accelerator, batch_size: int, accumulation: int, max_grad_n
             "train_batch_size": batch_size * accumulation * accelerator.num_processes,
             "gradient_clipping": max_grad_norm,
         }
+
+
+def autocast(accelerator):
+    """The context of mixed precision, under DeepSpeed too, where that of accelerate does nothing."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    if engine(accelerator).startswith("zero") and half is not None:
+        return torch.autocast(accelerator.device.type, half)
+    return accelerator.autocast()
+
+
+@contextmanager
+def whole_text_encoder(accelerator) -> Iterator[None]:
+    """A context in which transformers loads models whole, though ZeRO-3 is on."""
+    if engine(accelerator) != "zero3":
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(accelerator.state.deepspeed_plugin.dschf)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -165,50 +198,56 @@ class GradientGuard:
             optimizer.zero_grad()
 
 
-def gathered(accelerator, parameters: list[nn.Parameter], write: bool = False):
-    """A context in which parameters that ZeRO-3 keeps in parts are whole, to read or to write."""
+def gathered(accelerator, parameter: nn.Parameter, write: bool = False):
+    """A context in which a parameter that ZeRO-3 keeps in parts is whole, to read or to write."""
     if engine(accelerator) != "zero3":
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if write else None)
 
 
 @contextmanager
 def averaged_weights(accelerator, parameters: list[nn.Parameter], ema) -> Iterator[None]:
-    """A context in which the parameters hold their averages."""
+    """A context in which the parameters hold their averages; under ZeRO-3 the main process keeps them on the CPU meanwhile."""
     if ema is None:
         yield
         return
+    is_gathered = engine(accelerator) == "zero3"
+    kept = []
     with torch.no_grad():
-        with gathered(accelerator, parameters, write=True):
-            kept = [parameter.detach().clone() for parameter in parameters]
-            for parameter, average in zip(parameters, ema.shadow_params):
+        for parameter, average in zip(parameters, ema.shadow_params):
+            with gathered(accelerator, parameter, write=True):
+                if not is_gathered or accelerator.is_main_process:
+                    kept.append(parameter.detach().to("cpu" if is_gathered else parameter.device, copy=True))
                 parameter.copy_(average)
         try:
             yield
         finally:
-            with gathered(accelerator, parameters, write=True):
-                for parameter, value in zip(parameters, kept):
-                    parameter.copy_(value)
+            for i, parameter in enumerate(parameters):
+                with gathered(accelerator, parameter, write=True):
+                    if kept:
+                        parameter.copy_(kept[i])
 
 
 @torch.no_grad()
 def finish(accelerator, model: nn.Module, model_class: type[nn.Module], ema, keep: bool = True) -> nn.Module | None:
     """
-    Return the trained model with its averaged weights, if there are any, as an ordinary one.
+    Return the trained model with its averaged weights, if there are any, as an ordinary one in float32.
 
     Every process must call it. Under data parallelism it is `model` itself; where the weights are in parts it is a new one on
     the CPU, and `None` where it is not to be kept.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if engine(accelerator) == "zero":
+        model.float()  # DeepSpeed trains it in half precision
     if engine(accelerator) not in ("fsdp", "zero3"):
         if ema is not None:
             ema.copy_to([parameter for _, parameter in named])
         return model
     values = {}
-    with gathered(accelerator, [parameter for _, parameter in named]):
-        for i, (name, parameter) in enumerate(named):
+    for i, (name, parameter) in enumerate(named):
+        with gathered(accelerator, parameter) if ema is None else nullcontext():
             value = whole(ema.shadow_params[i] if ema is not None else parameter)
             if keep:
                 values[name] = value.detach().to("cpu", copy=True)

@@ -197,6 +197,11 @@ def load_images(
             files = sorted(glob.glob(os.path.join(train_data_dir, "*.parquet")))
             # `<split>*.parquet` where the files say so, else all of them
             files = [f for f in files if os.path.basename(f).startswith(split)] or files
+        if streaming and not files:
+            raise ValueError(
+                f"`train_data_dir` {train_data_dir!r} must hold parquet files to be streamed: a folder of images would be read in "
+                "the order of its classes."
+            )
         try:
             if files:
                 dataset = load_dataset("parquet", data_files=files, split="train", **options)

@@ -58,8 +58,9 @@ class LatentCache(torch.utils.data.Dataset):
         self.mean, self.std = self.index["mean"], self.index["std"]
         self.id2label = self.index["id2label"] and {int(k): v for k, v in self.index["id2label"].items()}
         shards = []
+        found = set(os.listdir(folder))
         for name in self.index["shards"]:
-            if name not in os.listdir(folder):  # nor a path out of it
+            if name not in found:  # nor a path out of it
                 raise ValueError(
                     f"The latent cache {folder!r} lacks its shard {name}; delete the folder to rebuild it."
                 )

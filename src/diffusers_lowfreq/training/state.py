@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import load
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.api import CheckpointException
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import EMAModel
@@ -144,9 +145,9 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: list[str] | None = 
     return args
 
 
-def _comparable(args: argparse.Namespace, global_batch_size: int) -> dict:
+def _comparable(accelerator, args: argparse.Namespace, global_batch_size: int) -> dict:
     values = {k: v for k, v in vars(args).items() if k not in _FREE}
-    return json.loads(json.dumps(values | {"global_batch_size": global_batch_size}))
+    return json.loads(json.dumps(values | {"global_batch_size": global_batch_size, "engine": engine(accelerator)}))
 
 
 def _checkpoints(output_dir: str, prefix: str) -> list[str]:
@@ -319,7 +320,7 @@ def save_checkpoint(accelerator, args: argparse.Namespace, step: int, global_bat
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             with open(os.path.join(temporary, ARGUMENTS), "w", encoding="utf-8") as file:
-                json.dump(_comparable(args, global_batch_size), file, indent=1)
+                json.dump(_comparable(accelerator, args, global_batch_size), file, indent=1)
             # Or a power failure after the renaming might lose what is inside
             for folder, _, files in os.walk(temporary):
                 for name in files:
@@ -327,7 +328,7 @@ def save_checkpoint(accelerator, args: argparse.Namespace, step: int, global_bat
                         os.fsync(file.fileno())
             shutil.rmtree(path, ignore_errors=True)
             os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (CheckpointException, OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         whole = _checkpoints(args.output_dir, prefix)
         last = f"{whole[-1]} in {args.output_dir!r} is whole: go on from it" if whole else "there is none before it"
@@ -372,7 +373,7 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
             saved = json.load(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"`resume_from_checkpoint` {path!r} is not a whole checkpoint: {error}") from error
-    now = _comparable(args, global_batch_size)
+    now = _comparable(accelerator, args, global_batch_size)
     changed = [f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in sorted(saved | now) if saved.get(k) != now.get(k)]
     if changed:
         raise ValueError(

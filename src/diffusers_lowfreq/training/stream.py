@@ -68,6 +68,10 @@ class ImageStream:
         self.dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
         self.image_column, self.label_column, self.caption_column = image_column, label_column, caption_column
         self.num_files = dataset.num_shards
+        if self.num_files == 1:
+            logger.warning(
+                "`dataset` is one file: all processes read all of it, in its order but for the buffer, and the head is its beginning."
+            )
         spread = range(0, self.num_files, -(-self.num_files // HEAD_FILES))
         rows = [row for file in spread for row in self.rows(file).take(-(-head_size // len(spread)))]
         head = Dataset.from_list(rows, features=self.dataset.features)
