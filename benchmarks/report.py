@@ -360,7 +360,7 @@ def training_speed_table(result: dict) -> str:
             f"Measured by `benchmarks/training_speed.py` on {result['machine']}, {result['threads']} threads where nothing else is "
             f"said, torch {result['torch']}, seed {result['seed']}, batch {result['batch_size']}, network "
             f"{result['transformer_size']}; load before: {result['load_at_start']}. The plain loop has the same network, batch, "
-            "optimiser, averages and clipping.",
+            "optimiser (in the default kernel of torch, where the script asks for the fused one), averages and clipping.",
             "",
             "| | |",
             "|---|---|",

@@ -329,7 +329,7 @@ def main():
     parser.add_argument("--block", type=int, default=10, help="steps of each loop in turn")
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--steps", type=int, default=30, help="of each run in a process of its own")
-    parser.add_argument("--repeats", type=int, default=5, help="launches of one and of two processes")
+    parser.add_argument("--repeats", type=int, default=4, help="launches of one and of two processes")
     parser.add_argument("--memory_steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
