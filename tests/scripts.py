@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,18 @@ def _run(*command, cwd: Path, timeout: float | None = None, **environment) -> su
         text=True,
         timeout=timeout,
     )
+
+
+def signalled_in_step(script, step: int):
+    """The guard of the gradient of a script whose process has a SIGTERM in a step."""
+
+    class Signalled(script.GradientGuard):
+        def clip(self, parameters, max_norm, optimizer, number):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().clip(parameters, max_norm, optimizer, number)
+
+    return Signalled
 
 
 def run_process(*command, cwd: Path, **environment) -> str:

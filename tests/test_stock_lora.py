@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scripts import load_script, make_folder, run_two_processes, workplace
+from scripts import load_script, make_folder, run_two_processes, signalled_in_step, workplace
 from stock import FAMILIES, make_stock
 from tiny import make_pipeline, make_transformer, randn, seeded
 
@@ -381,6 +381,20 @@ def test_a_lora_learns_the_pairs():
     finally:
         finetune.Accelerator.log = log
     assert losses[-1] < 0.75 * losses[0]
+
+
+@usefixtures
+def test_a_run_that_is_asked_to_leave_saves_and_goes_on(monkeypatch):
+    prepare("ours")
+    more = {"captions": ""}
+    run("undisturbed", "--max_train_steps", 4, **more)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "GradientGuard", signalled_in_step(finetune, 2))
+        with pytest.raises(SystemExit, match="143"):
+            run("out", "--max_train_steps", 4, **more)
+    assert [path.name for path in Path("out").glob("checkpoint-*")] == ["checkpoint-2"]
+    run("out", "--max_train_steps", 4, "--resume_from_checkpoint", "latest", **more)
+    assert_same(weights("out"), weights("undisturbed"), rtol=0, atol=0)
 
 
 @pytest.mark.slow
