@@ -28,7 +28,6 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from diffusers import DiffusionPipeline
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import check_min_version, make_image_grid
 from diffusers.utils.torch_utils import randn_tensor
@@ -53,6 +52,7 @@ from diffusers_lowfreq.training import (
     Termination,
     check_engine,
     check_processes,
+    get_lr_scheduler,
     keyed_generator,
     load_images,
     machine_kind,
@@ -265,9 +265,7 @@ def train(pipe, scheduler, convention, cache, conditions, texts, args):
         fused=True,
     )
     # Not prepared: it counts optimiser steps, whatever the number of processes.
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    )
+    lr_scheduler = get_lr_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     register_model_hooks(accelerator, model, None, "transformer")
     register_schedule(accelerator, lr_scheduler)

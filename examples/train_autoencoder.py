@@ -21,7 +21,6 @@ from accelerate.utils import ProjectConfiguration
 from tqdm.auto import tqdm
 
 from diffusers import AutoencoderKL
-from diffusers.optimization import get_scheduler
 from diffusers_lowfreq import LowFrequencyProjection
 from diffusers_lowfreq.projections import PROJECTIONS
 from diffusers_lowfreq.training import (
@@ -32,6 +31,7 @@ from diffusers_lowfreq.training import (
     Termination,
     check_engine,
     check_processes,
+    get_lr_scheduler,
     load_images,
     parse_with_config,
     register_schedule,
@@ -163,9 +163,7 @@ def main(args):
         mid_block_add_attention=False,
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    )
+    lr_scheduler = get_lr_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
     projection = LowFrequencyProjection(args.projection, args.factor)
     autoencoder, optimizer = accelerator.prepare(CoarseAutoencoder(vae, projection), optimizer)
     register_schedule(accelerator, lr_scheduler)

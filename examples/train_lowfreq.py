@@ -38,7 +38,6 @@ from huggingface_hub import create_repo, upload_folder
 from tqdm.auto import tqdm
 
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import check_min_version, make_image_grid
 from diffusers.utils.torch_utils import randn_tensor
@@ -76,6 +75,7 @@ from diffusers_lowfreq.training import (
     configure_engine,
     engine,
     finish,
+    get_lr_scheduler,
     keyed_generator,
     load_images,
     machine_kind,
@@ -644,9 +644,7 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
         fused=True,
     )
     # Not prepared: it counts optimiser steps, whatever the number of processes.
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
-    )
+    lr_scheduler = get_lr_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, max_train_steps)
     kind = engine(accelerator)
     # Under ZeRO tensor by tensor: at once `EMAModel` would need all of them whole, and as many float32 differences
     at_once = not kind.startswith("zero")

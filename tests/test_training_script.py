@@ -18,7 +18,7 @@ from scripts import CLASSES, EXAMPLES, load_script, make_folder, make_vae, run_p
 from diffusers_lowfreq import LowFreqPipeline, LowFrequencyProjection
 from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.models import SIZES
-from diffusers_lowfreq.training import LatentCache
+from diffusers_lowfreq.training import LatentCache, get_lr_scheduler
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
@@ -346,6 +346,35 @@ def test_the_loss_in_the_card_is_the_mean_over_the_steps_it_names(workplace, ima
     assert loss(logging_steps=2, resume_from_checkpoint="latest") == fourth == (1, fourth[1])
     number, mean = loss(logging_steps=2, output_dir="long")
     assert number == 2 and abs(mean - (third[1] + fourth[1]) / 2) < 2e-4
+
+
+def test_a_run_of_open_length_is_ended_by_a_resume(workplace, images):
+    options = {"train": "flow", "lr_scheduler": "warmup_stable_decay", "checkpointing_steps": 9}
+    train(**options, max_train_steps=10)
+    expected = state("out/checkpoint-10")
+    train(**options, max_train_steps=30, output_dir="open")
+    for step in (18, 27, 30):
+        shutil.rmtree(f"open/checkpoint-{step}")
+    train(**options, max_train_steps=10, output_dir="open", resume_from_checkpoint="latest")
+    assert_same(state("open/checkpoint-10"), expected)
+    with pytest.raises(ValueError, match="max_train_steps: 10 -> 30"):  # its rate has fallen
+        train(**options, max_train_steps=30, output_dir="open", resume_from_checkpoint="latest")
+
+
+def test_the_rate_of_an_open_run_is_constant_then_falls_to_zero_over_a_tenth():
+    def rate(steps: int, number: int) -> list[float]:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        schedule, rates = get_lr_scheduler("warmup_stable_decay", optimizer, 4, steps), []
+        for _ in range(number):
+            rates.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return rates
+
+    rates = rate(100, 101)
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and set(rates[4:91]) == {1.0}
+    assert rates[91:] == pytest.approx([1 - (i / 10) ** 0.5 for i in range(1, 11)])
+    assert rate(1000, 91) == rates[:91]
 
 
 def test_an_earlier_checkpoint_can_be_named(workplace, images):

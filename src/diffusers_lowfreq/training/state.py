@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.api import CheckpointException
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 
@@ -55,8 +56,43 @@ _FREE = {
 }
 
 
-# Those of diffusers that need no table of steps
+# Those of diffusers that need no table of steps, and one whose length need not be known when a run starts
 LR_SCHEDULERS = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+LR_SCHEDULERS += ["warmup_stable_decay"]
+
+
+def get_lr_scheduler(
+    name: str, optimizer: torch.optim.Optimizer, num_warmup_steps: int, num_training_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """
+    Make the schedule of the learning rate: one of diffusers', or `"warmup_stable_decay"`.
+
+    The latter rises linearly, stays constant, and falls as `1 - sqrt(share)` over the last tenth of the steps (Hägele et al.
+    2024, arXiv 2405.18392). Until the fall begins, a resumed run may change `num_training_steps`.
+
+    Args:
+        name (`str`):
+            One of `LR_SCHEDULERS`.
+        optimizer (`torch.optim.Optimizer`):
+            The optimizer.
+        num_warmup_steps (`int`), num_training_steps (`int`):
+            In optimizer steps.
+    """
+    if name != "warmup_stable_decay":
+        return get_scheduler(name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_training_steps)
+    start = decay_start(num_training_steps)
+
+    def factor(step):
+        share = (step - start) / max(num_training_steps - start, 1)
+        return min((step + 1) / (num_warmup_steps + 1), 1 - min(max(share, 0.0), 1.0) ** 0.5)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def decay_start(num_training_steps: int) -> int:
+    """Return the step at which `"warmup_stable_decay"` begins to fall."""
+    return num_training_steps - num_training_steps // 10
+
 
 # What the numbers of the training scripts may be beside finite, by name
 _NOT_NEGATIVE = {
@@ -374,6 +410,12 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
     except (OSError, ValueError) as error:
         raise ValueError(f"`resume_from_checkpoint` {path!r} is not a whole checkpoint: {error}") from error
     now = _comparable(accelerator, args, global_batch_size)
+    if now.get("lr_scheduler") == saved.get("lr_scheduler") == "warmup_stable_decay":
+        name, step = f"{prefix.replace('-', '_')}max_train_steps", int(path.rsplit("-", 1)[1])
+        if step <= min(
+            decay_start(run[name]) for run in (saved, now)
+        ):  # as long as the rate is constant, its end is open
+            now |= {k: saved.get(k, now[k]) for k in now if k.endswith("max_train_steps")}
     changed = [f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in sorted(saved | now) if saved.get(k) != now.get(k)]
     if changed:
         raise ValueError(
