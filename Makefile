@@ -34,15 +34,18 @@ $(SPACE_STAMP): setup.py examples/space/requirements.txt
 demo: $(STAMP)
 	$(RUN) examples/demo.py --output out/demo.png
 
+# A process for each core, with one thread
+WORKERS = --numprocesses auto --dist worksteal
+
 test: $(STAMP)
-	$(RUN) -m pytest -q -m "not slow"
+	$(RUN) -m pytest -q $(WORKERS) -m "not slow"
 
 test-all: $(VENV)/.deepspeed
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q $(WORKERS)
 
 # In a real browser where there is a Chromium (Debian: apt-get install chromium); without one it says so and skips
 test-space: $(SPACE_STAMP)
-	$(SPACE)/bin/python -m pytest -q tests/test_space.py
+	$(SPACE)/bin/python -m pytest -q tests/examples/test_space.py
 
 docs: $(STAMP)
 	$(RUN) -m pdoc --docformat google --output-directory out/docs diffusers_lowfreq diffusers_lowfreq.autoencoding \

@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 
 
 root = Path(__file__).parent
-version = re.search(r'__version__ = "(.+)"', (root / "src/diffusers_lowfreq/__init__.py").read_text())[1]
+version = re.search(r'__version__ = "(.+)"', (root / "src/diffusers_lowfreq/version.py").read_text())[1]
 training = ["accelerate>=1.6", "datasets>=3.2", "pillow", "scipy", "tensorboard", "tqdm"]
 
 setup(
@@ -32,7 +32,7 @@ setup(
         "text": ["transformers"],
         "training": [*training, "transformers"],
         "evaluation": ["matplotlib", "scipy"],
-        "test": ["pdoc", "peft>=0.17", "pytest", "ruff"],
+        "test": ["pdoc", "peft>=0.17", "pytest", "pytest-xdist", "ruff"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -16,9 +16,8 @@ from .pipelines import (
 from .projections import LowFrequencyProjection, fit_projection_basis
 from .schedulers import LowFreqFlowMatchScheduler
 from .stock import generate_from_coarse
+from .version import __version__ as __version__
 
-
-__version__ = "0.1.0"
 
 HUB_ID = "diffusers-lowfreq/cifar10-32"  # where the shipped checkpoint will be published
 

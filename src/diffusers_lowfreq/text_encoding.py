@@ -1,7 +1,6 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """From prompts to text embeddings, for the CLIP and T5 encoders of transformers."""
 
-import glob
 import hashlib
 import json
 import os
@@ -11,26 +10,13 @@ from safetensors import SafetensorError
 
 from diffusers.utils import logging
 
+from .guards.files import check_shards
+
 
 logger = logging.get_logger(__name__)
 
 MAX_TOKENS = 256  # where the encoder knows no limit
 ENCODERS = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}  # by `model_type`
-
-
-def check_shards(folder: str):
-    """
-    Refuse an index of shards that leaves its folder; transformers follows it.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    for path in glob.glob(os.path.join(glob.escape(folder), "*.index*.json")):
-        with open(path, encoding="utf-8") as file:
-            names = set(json.load(file).get("weight_map", {}).values())
-        outside = sorted(name for name in names if os.path.basename(name) != name)
-        if outside:
-            raise ValueError(f"{path!r} must name files beside it, got {outside[0]!r}.")
 
 
 def load_text_encoder(

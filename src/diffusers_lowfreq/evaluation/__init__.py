@@ -1,8 +1,8 @@
+from ..flops import count_flops
 from .coupling_check import CouplingCheckOutput, coupling_check
 from .curvature import CurvatureOutput, curvature
 from .distances import FeatureMoments, frechet_distance, kernel_distance, precision_recall
 from .features import FeatureStatistics, compare, inception_extractor
-from .flops import count_flops
 from .source_statistics import SourceStatistics
 from .spectrum import radial_power_spectrum, spectrum_frequencies
 

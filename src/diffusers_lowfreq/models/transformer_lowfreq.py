@@ -14,7 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 
-from ..versioned_config import VersionedConfigMixin
+from ..guards.versions import VersionedConfigMixin
 
 
 # Layers, heads and head width of the named sizes; the last four are those of DiT (Peebles & Xie 2022, table 1), with

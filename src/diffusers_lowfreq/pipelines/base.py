@@ -1,12 +1,10 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """What the low-frequency pipelines share: the coarse latent, the source, the flow."""
 
-import importlib
 import inspect
 import json
 import math
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,15 +28,15 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging, require_peft_backend
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..adapters import refuse_other_weights
 from ..autoencoding import decode_latents
-from ..evaluation.flops import count_flops
+from ..flops import count_flops
+from ..guards.files import check_component, check_shards
+from ..guards.versions import VersionedConfigMixin
 from ..images import check_pixels
 from ..model_card import save_model_card
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import MAX_COUNT, LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
-from ..stock.lora import refuse_other_weights
-from ..text_encoding import check_shards
-from ..versioned_config import VersionedConfigMixin
 from .pipeline_output import LowFreqPipelineOutput
 
 
@@ -162,27 +160,18 @@ class LowFreqBasePipeline(VersionedConfigMixin, DiffusionPipeline, SanaLoraLoade
         config_dict = {k: v for k, v in config_dict.items() if k not in others}
         for name in cls._get_init_keys(cls) & config_dict.keys():
             if isinstance(config_dict[name], (list, tuple)) and any(config_dict[name]):
-                cls._check_component(name, *config_dict[name])
+                check_component(name, cls._component_kind(name), *config_dict[name])
         return super().extract_init_dict(config_dict, **kwargs)
 
     @staticmethod
-    def _check_component(name: str, library: str = "", class_name: str = "", *more):
-        """Refuse a saved component of a class that no such pipeline has. Nothing is imported that the program has not."""
-        kind = {"scheduler": LowFreqFlowMatchScheduler, "prior_scheduler": SchedulerMixin, "guider": BaseGuidance}
-        kind = (kind | {"vae": ModelMixin}).get(name, LowFreqTransformer2DModel)
+    def _component_kind(name: str) -> type:
+        """The class that a component of this name has in our pipelines."""
+        kinds = {"scheduler": LowFreqFlowMatchScheduler, "prior_scheduler": SchedulerMixin, "guider": BaseGuidance}
         if name in ("text_encoder", "tokenizer"):
             import transformers
 
-            kind = transformers.PreTrainedModel if name == "text_encoder" else transformers.PreTrainedTokenizerBase
-        own = ("diffusers", "transformers", __name__.split(".")[0])
-        module = importlib.import_module(library) if library in own else sys.modules.get(library)
-        found = getattr(module, str(class_name), None)
-        is_kind = isinstance(found, type) and issubclass(found, kind) and (name != "vae" or hasattr(found, "encode"))
-        if more or not is_kind:
-            raise ValueError(
-                f"`{name}` in the model_index.json must be {'an autoencoder' if name == 'vae' else f'a {kind.__name__}'} of diffusers, "
-                f"transformers, this library or another that the program has imported, got {library}.{class_name}."
-            )
+            kinds |= {"text_encoder": transformers.PreTrainedModel, "tokenizer": transformers.PreTrainedTokenizerBase}
+        return (kinds | {"vae": ModelMixin}).get(name, LowFreqTransformer2DModel)
 
     def save_pretrained(self, save_directory, safe_serialization: bool = True, *args, **kwargs):
         """

@@ -11,8 +11,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from ..guards.versions import VersionedConfigMixin
 from ..projections import LowFrequencyProjection
-from ..versioned_config import VersionedConfigMixin
 
 
 MAX_COUNT = 1_000_000  # of steps, and of images for a prompt: float32 tells hardly more levels apart

@@ -1,6 +1,6 @@
+from ..adapters import adapter_source, describe_adapter, weights_fingerprint
 from .convention import CallingConvention, read_condition, read_convention
 from .latents import latent_size, pack_latents, unpack_latents
-from .lora import adapter_source, describe_adapter, weights_fingerprint
 from .start import generate_from_coarse
 
 

@@ -14,11 +14,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..adapters import SOURCE, adapter_source, adapters_left_out
 from ..autoencoding import decode_latents, encode_images
 from ..images import prepare_images
 from ..schedulers import MAX_COUNT, LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
 from .latents import cast_given_latents, latent_size, pack_latents, unpack_latents
-from .lora import SOURCE, adapter_source, adapters_left_out
 
 
 # What a stock scheduler's configuration must not ask of a plain, deterministic walk over the levels that are given

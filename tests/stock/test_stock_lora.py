@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import load_script, make_folder, run_two_processes, signalled_in_step, workplace
-from stock import FAMILIES, make_stock
+from stock_models import FAMILIES, make_stock
 from tiny import make_pipeline, make_transformer, randn, seeded
 
 import diffusers
@@ -457,7 +457,7 @@ def test_bad_options_are_named(line, name, capsys):
 
 # ----------------------------------------------------------------------------------------------- the guide
 
-GUIDE = (Path(__file__).parents[1] / "docs/stock-pipelines.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs/stock-pipelines.md").read_text(encoding="utf-8")
 
 
 @usefixtures

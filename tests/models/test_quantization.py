@@ -11,7 +11,7 @@ from scripts import run_process
 from tiny import make_pipeline
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 COMPARE = """
 import torch

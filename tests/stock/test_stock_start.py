@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stock import FAMILIES, make_stock
+from stock_models import FAMILIES, make_stock
 from tiny import make_autoencoder, make_pipeline, make_transformer, randn, seeded
 
 import diffusers

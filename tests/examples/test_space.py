@@ -25,7 +25,7 @@ from diffusers_lowfreq.autoencoding import encode_images
 from diffusers_lowfreq.evaluation import count_flops
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples" / "space"
 sys.path += [str(ROOT / "benchmarks"), str(SPACE)]
 import pictures  # noqa: E402

@@ -5,6 +5,8 @@ import json
 
 from packaging.version import Version
 
+from ..version import __version__
+
 
 VERSION_KEY = "_diffusers_lowfreq_version"
 
@@ -18,15 +20,11 @@ class VersionedConfigMixin:
     """
 
     def to_json_string(self) -> str:
-        from . import __version__
-
         config = json.loads(super().to_json_string()) | {VERSION_KEY: __version__}
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        from . import __version__
-
         written_by = config_dict.get(VERSION_KEY, __version__)
         unknown = sorted(k for k in config_dict.keys() - cls._get_init_keys(cls) if not k.startswith("_"))
         if unknown and Version(written_by) > Version(__version__):

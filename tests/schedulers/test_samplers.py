@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from stock import make_stock
+from stock_models import make_stock
 from tiny import make_components, randn, seeded
 
 import diffusers

@@ -2,7 +2,7 @@
 """
 Generated bad calls: entry points, their arguments, and for each kind of argument the values that it must refuse.
 
-Every one ends within a second in an error that names the argument. `tests/test_bad_input.py` has the same for the calls of a
+Every one ends within a second in an error that names the argument. `test_bad_input.py` has the same for the calls of a
 `LowFreqPipeline`, by hand; here that pipeline gets what it has not.
 """
 

@@ -8,7 +8,7 @@ import torch
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from ..schedulers import LowFreqFlowMatchScheduler
+from .schedulers import LowFreqFlowMatchScheduler
 
 
 SOURCE = ("projection", "factor", "projection_basis", "noise_ratio")

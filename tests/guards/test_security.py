@@ -153,7 +153,7 @@ def test_pickles_cannot_be_asked_for():
 
 
 def test_what_grades_pictures_is_not_unpickled(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import evaluate
     from graders import Grader
 

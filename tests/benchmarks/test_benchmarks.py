@@ -41,7 +41,7 @@ from diffusers_lowfreq.model_card import save_model_card
 from diffusers_lowfreq.training import degrade, keyed_generator
 
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import coupling  # noqa: E402

@@ -30,7 +30,7 @@ from diffusers_lowfreq.training.engines import check_sharded_checkpoint
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
 
 CONFIGS = sorted(path.stem for path in EXAMPLES.glob("accelerate/*.yaml"))
-ON_CPU = str(Path(__file__).with_name("cpu_engine.py"))
+ON_CPU = str(Path(__file__).parents[1] / "cpu_engine.py")
 MODEL = "diffusion_pytorch_model.safetensors"
 RUN = "--train_data_dir images --resolution 16 --transformer_size 2x2x8 --prior_size 2x2x8 --patch_size 4 --lr_warmup_steps 1 "
 RUN += "--noise_ratio_range 0.3 0.8 --prior_coupling independent --max_train_steps 4 --prior_max_train_steps 3 "
