@@ -2,8 +2,8 @@
 """One-step objectives, against the exact mean velocity that Gaussian data has."""
 
 import math
-import os
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -555,7 +555,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path, kind):
     """Forward mode and central difference under DDP, the latter under FSDP (FSDP2), which refuses the former."""
     (tmp_path / "two.py").write_text(textwrap.dedent(TWO_PROCESSES))
     launcher = "-m torch.distributed.run --standalone --nproc_per_node 2"
-    output = run_process(*launcher.split(), "two.py", kind, os.path.dirname(__file__), cwd=tmp_path)
+    output = run_process(*launcher.split(), "two.py", kind, Path(__file__).parents[1], cwd=tmp_path)
     assert output.count("same gradients") == 2
 
 
