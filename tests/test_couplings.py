@@ -6,7 +6,6 @@ from itertools import permutations
 import pytest
 import torch
 
-from diffusers_lowfreq import couplings
 from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
 
 
@@ -244,14 +243,14 @@ def test_a_shift_of_all_samples_changes_no_pair(shift):
     assert (indices[0] == indices[1]).float().mean() > 0.99
 
 
-def test_pieces_and_precision_change_nothing(monkeypatch):
-    x = correlated(60, 4)
-    coupling = SemiDiscreteCoupling(x)
-    source = torch.randn(500, 4, generator=seeded(1)).bfloat16()
-    whole, hits = coupling.assign(source), coupling.count_hits(500, seeded())
-    monkeypatch.setattr(couplings, "_PIECE", 7 * 60)
-    assert torch.equal(coupling.assign(source.float()), whole)
-    assert torch.equal(coupling.count_hits(500, seeded()), hits)
+def test_blocks_and_precision_change_nothing():
+    """The scores of 608 sources are 152 MiB, which takes three blocks; those of 32 are one block."""
+    coupling = SemiDiscreteCoupling(correlated(2**16, 4))
+    source = torch.randn(608, 4, generator=seeded(1)).bfloat16()
+    whole = coupling.assign(source)
+    assert torch.equal(torch.cat([coupling.assign(rows.float()) for rows in source.split(32)]), whole)
+    hits = coupling.count_hits(608, seeded(), batch_size=608)
+    assert hits.sum() == 608 and torch.equal(coupling.count_hits(608, seeded(), batch_size=32), hits)
 
 
 def test_one_sample_gets_all_noise():
@@ -266,7 +265,7 @@ def test_one_sample_gets_all_noise():
     [
         ((torch.zeros(0, 2),), r"`samples` must have shape \(num_samples >= 1, ...\), got \(0, 2\)"),
         ((torch.zeros(3),), r"`samples` must have shape .* got \(3,\)"),
-        ((torch.tensor([[1.0], [float("nan")]]),), "`samples` must be finite, got 1 of 2"),
+        ((torch.tensor([[1.0], [float("nan")]]),), "`samples` must be finite, but 1 of 2 samples are not: 1"),
         ((torch.zeros(3, 2), torch.zeros(2).long()), r"`labels` must have shape \(3,\) and hold integers, got \(2,\)"),
         ((torch.zeros(3, 2), torch.zeros(3)), "`labels` must have .* got .* torch.float32"),
     ],
@@ -280,9 +279,9 @@ def test_calls_that_do_not_fit_the_samples_are_named():
     coupling = SemiDiscreteCoupling(correlated(6, 2), torch.arange(6) % 2)
     labels = torch.zeros(4, dtype=torch.long)
     for call, message in (
-        (lambda: coupling.fit(num_steps=0), "`num_steps` must be at least 1, got 0"),
-        (lambda: coupling.fit(batch_size=-1), "`batch_size` must be at least 1, got -1"),
-        (lambda: coupling.count_hits(0), "`num_draws` must be at least 1, got 0"),
+        (lambda: coupling.fit(num_steps=0), "`num_steps` must be a positive integer, got 0"),
+        (lambda: coupling.fit(batch_size=-1), "`batch_size` must be a positive integer, got -1"),
+        (lambda: coupling.count_hits(0), "`num_draws` must be a positive integer, got 0"),
         (lambda: coupling.assign(torch.zeros(4, 3), labels), r"`source` must have shape \(batch, 2\), got \(4, 3\)"),
         (lambda: coupling.assign(torch.zeros(4, 2)), "`labels` must be given"),
         (lambda: coupling.assign(torch.zeros(4, 2), labels[:3]), r"`labels` must have shape \(4,\)"),

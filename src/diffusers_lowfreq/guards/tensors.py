@@ -18,7 +18,7 @@ def check_shape(
         shape (`int`, `str` or `...`):
             The dimensions: a size, a name for any positive size, or `...` for any number of dimensions of any size.
         least (`int`, defaults to `1`):
-            The smallest size of the first dimension, which has a name then.
+            The smallest size of the first dimension, if that is a name; 0 accepts an empty batch.
         is_floating (`bool`, defaults to `False`):
             Whether to refuse what is not floating point.
     """
@@ -28,9 +28,12 @@ def check_shape(
         i = shape.index(...)
         expected[i : i + 1] = [None] * (len(sizes) - len(shape) + 1)
     fits = isinstance(value, torch.Tensor) and (value.is_floating_point() or not is_floating)
-    fits = fits and len(sizes) == len(expected) and (least == 1 or sizes[0] >= least)
-    for size, allowed in zip(sizes, expected):
-        fits = fits and (allowed is None or (size > 0 if isinstance(allowed, str) else size == allowed))
+    fits = fits and len(sizes) == len(expected)
+    for i, (size, allowed) in enumerate(zip(sizes, expected)):
+        if isinstance(allowed, str):
+            fits = fits and size >= (1 if i else least)
+        else:
+            fits = fits and allowed in (None, size)
     if not fits:
         names = ["..." if size is ... else str(size) for size in shape]
         if least > 1:
