@@ -48,6 +48,17 @@ def sample_times(
     return torch.sigmoid(logit_mean + logit_std * normal)
 
 
+def per_sample(values: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Shape one value per sample, `(batch,)`, so that it multiplies the `states`, `(batch, ...)`."""
+    return values.view(-1, *[1] * (states.ndim - 1))
+
+
+def interpolate(source: torch.Tensor, sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Return the states `x_t = (1 - t) x + t source`, in the dtype of `sample`."""
+    t = per_sample(t, sample)
+    return ((1 - t) * sample + t * source).to(sample.dtype)
+
+
 @dataclass
 class FlowMatching:
     """
@@ -94,8 +105,7 @@ class FlowMatching:
         t = sample_times(
             len(sample), self.time_sampling, self.logit_mean, self.logit_std, generator, device=sample.device
         )
-        t_ = t.view(-1, *[1] * (sample.ndim - 1))
-        x_t = ((1 - t_) * sample + t_ * source).to(sample.dtype)
+        x_t = interpolate(source, sample, t)
         v = source - sample
         prediction = model(x_t, t * 1000, **condition).sample
         return (prediction.float() - v.float()).square().flatten(1).mean(dim=1)

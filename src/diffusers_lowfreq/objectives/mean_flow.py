@@ -14,7 +14,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..guards.values import check_choice, check_number, check_rising_pair
-from .flow_matching import TIME_SAMPLINGS, sample_times
+from .flow_matching import TIME_SAMPLINGS, interpolate, per_sample, sample_times
 
 
 DERIVATIVES = ("forward", "central")
@@ -177,6 +177,11 @@ def time_derivative(
         return (ahead - behind) / (2 * step)
 
 
+def _rows(condition: dict, rows) -> dict:
+    """Select some samples of the tensors in a condition."""
+    return {k: x[rows] if isinstance(x, torch.Tensor) else x for k, x in condition.items()}
+
+
 @dataclass
 class MeanFlow:
     r"""
@@ -295,8 +300,7 @@ class MeanFlow:
             generator,
             sample.device,
         )
-        t_ = t.view(-1, *[1] * (sample.ndim - 1))
-        x_t = ((1 - t_) * sample + t_ * source).to(sample.dtype)
+        x_t = interpolate(source, sample, t)
         scale = self._draw_guidance(t, generator, condition)
         if self.guidance_scale_range is not None:
             condition = condition | {"guidance": scale}
@@ -304,7 +308,6 @@ class MeanFlow:
         averaged[0] |= ~averaged.any()  # at least one row, if of length 0: the ranks of FSDP must make the same calls
         with torch.no_grad():
             target, tangent = self._field(model, x_t, t, averaged, (source - sample).float(), scale, condition)
-            rows = {k: v[averaged] if isinstance(v, torch.Tensor) else v for k, v in condition.items()}
             du_dt = time_derivative(
                 model,
                 x_t[averaged],
@@ -313,10 +316,10 @@ class MeanFlow:
                 tangent[averaged],
                 self.derivative,
                 self.derivative_step,
-                **rows,
+                **_rows(condition, averaged),
             )
             target = target.clone()
-            target[averaged] -= (t - r)[averaged].view(-1, *[1] * (sample.ndim - 1)) * du_dt
+            target[averaged] -= per_sample((t - r)[averaged], sample) * du_dt
         prediction = model(x_t, t * 1000, timestep_r=r * 1000, **condition).sample
         error = (prediction.float() - target).square().flatten(1).mean(dim=1)
         weighted = error / (error.detach() + self.adaptive_epsilon) ** self.adaptive_power
@@ -336,12 +339,12 @@ class MeanFlow:
         normal = randn_tensor(t.shape, generator=generator, device=t.device, dtype=torch.float32)
         return 1 / (1 / highest + (1 / lowest - 1 / highest) * torch.special.ndtr(normal))
 
-    def _scale_at(self, t: torch.Tensor, scale: torch.Tensor, ndim: int) -> torch.Tensor:
-        """Return the scale of each sample inside the guidance interval and 1 outside, to be multiplied with states."""
+    def _scale_at(self, t: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the scale of each sample if its time is in the guidance interval, otherwise 1."""
         lowest, highest = self.guidance_interval
-        return torch.where((lowest <= t) & (t <= highest), scale, torch.ones_like(scale)).view(-1, *[1] * (ndim - 1))
+        return torch.where((lowest <= t) & (t <= highest), scale, torch.ones_like(scale))
 
-    def _without_condition(self, condition: dict, batch_size: int) -> dict:
+    def _unconditional_inputs(self, condition: dict, batch_size: int) -> dict:
         """Return the inputs of the unconditional call."""
         unconditional = {k: x for k, x in condition.items() if k != "class_labels"}
         return unconditional | {k: x.expand(batch_size, *x.shape[1:]) for k, x in (self.unconditional or {}).items()}
@@ -351,16 +354,15 @@ class MeanFlow:
 
         def network(condition, rows=slice(None)):
             time = t[rows] * 1000
-            condition = {k: v[rows] if isinstance(v, torch.Tensor) else v for k, v in condition.items()}
-            return model(x_t[rows], time, timestep_r=time, **condition).sample.float()
+            return model(x_t[rows], time, timestep_r=time, **_rows(condition, rows)).sample.float()
 
         target, conditional = v, None
         if self._is_guided:
             conditional = network(condition)
-            inputs = self._without_condition(condition, len(x_t))
+            inputs = self._unconditional_inputs(condition, len(x_t))
             if "guidance" in inputs:
                 inputs["guidance"] = torch.ones_like(scale)
-            w = self._scale_at(t, scale, v.ndim)
+            w = per_sample(self._scale_at(t, scale), v)
             # Where the label is dropped, both calls have the same condition and there is nothing to guide to
             target = v + (1 - 1 / w) * (conditional - network(inputs))
         if self.tangent == "pair":
@@ -404,7 +406,8 @@ class Distillation(MeanFlow):
         condition = {k: x for k, x in condition.items() if k != "guidance"}
         velocity = self.teacher(x_t, t * 1000, **condition).sample.float()
         if self._is_guided:
-            inputs = self._without_condition(condition, len(x_t))
+            inputs = self._unconditional_inputs(condition, len(x_t))
             unconditional = self.teacher(x_t, t * 1000, **inputs).sample.float()
-            velocity = unconditional + self._scale_at(t, scale, v.ndim) * (velocity - unconditional)
+            w = per_sample(self._scale_at(t, scale), v)
+            velocity = unconditional + w * (velocity - unconditional)
         return velocity, velocity
