@@ -1,12 +1,11 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The exact assignment inside a minibatch, and the semi-discrete one over a whole data set."""
+"""The exact assignment within a minibatch, and the semi-discrete one over a whole data set."""
 
 from itertools import permutations
 
 import pytest
 import torch
 
-from diffusers_lowfreq import couplings
 from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_transport
 
 
@@ -20,13 +19,13 @@ def cost(source, sample, order):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_equals_the_best_of_all_permutations(seed):
+def test_the_assignment_is_the_best_of_all_permutations(seed):
     source, sample = pairs(6, 2, 3, 3, seed=seed)
     best = min(permutations(range(6)), key=lambda order: cost(source, sample, list(order)))
     assert minibatch_optimal_transport(source, sample).tolist() == list(best)
 
 
-def test_in_one_dimension_it_sorts():
+def test_in_one_dimension_the_assignment_sorts():
     source, sample = pairs(200, 1)
     order = minibatch_optimal_transport(source, sample)
     ranks = sample[:, 0].argsort()
@@ -42,13 +41,13 @@ def test_a_shuffled_batch_is_put_back_in_order():
 
 
 @pytest.mark.parametrize("labels", [None, torch.arange(64) % 3, torch.full((64,), -1)])
-def test_is_a_permutation_within_classes_that_beats_chance(labels):
+def test_the_assignment_is_a_permutation_within_classes_and_beats_chance(labels):
     source, sample = pairs(64, 2, 2)
     order = minibatch_optimal_transport(source, sample, labels)
     assert torch.equal(order.sort().values, torch.arange(64))
     if labels is not None:
         assert torch.equal(labels[order], labels)
-        for label in labels.unique():  # each class is assigned as if it were alone
+        for label in labels.unique():  # each class has the assignment that it has alone
             of_class = (labels == label).nonzero()[:, 0]
             alone = minibatch_optimal_transport(source[of_class], sample[of_class])
             assert torch.equal(order[of_class], of_class[alone])
@@ -57,8 +56,8 @@ def test_is_a_permutation_within_classes_that_beats_chance(labels):
 
 def test_labels_can_only_raise_the_cost():
     source, sample = pairs(64, 2, 2)
-    free, bound = (minibatch_optimal_transport(source, sample, n) for n in (None, torch.arange(64) % 4))
-    assert cost(source, sample, free) < cost(source, sample, bound)
+    without, with_labels = (minibatch_optimal_transport(source, sample, n) for n in (None, torch.arange(64) % 4))
+    assert cost(source, sample, without) < cost(source, sample, with_labels)
 
 
 def test_half_precision_is_assigned_in_float32():
@@ -79,7 +78,7 @@ def seeded(seed=0):
 
 
 def correlated(num, dim, seed=0):
-    """Samples of uneven length in few directions, far from the origin, in clusters."""
+    """Draw samples of different lengths, mostly along a few directions, in clusters far from the origin."""
     generator = seeded(seed)
     x = torch.randn(num, dim, generator=generator) * torch.linspace(2, 0.1, dim)
     return (
@@ -90,12 +89,12 @@ def correlated(num, dim, seed=0):
 
 
 def variation(hits):
-    """Distance in total variation from uniform."""
+    """Return the total variation distance from uniform."""
     return (hits / hits.sum() - 1 / len(hits)).abs().sum().item() / 2
 
 
 def boundaries(coupling, x):
-    """In one dimension, where the cells of ascending points meet."""
+    """Return where the cells of ascending points meet, in one dimension."""
     bias = x.double() ** 2 - coupling.weights
     return bias.diff() / (2 * x.double().diff())
 
@@ -109,7 +108,7 @@ def test_in_one_dimension_the_cells_are_quantiles():
     masses = torch.special.ndtr(boundaries(coupling, POINTS))
     torch.testing.assert_close(masses, torch.arange(1, 5).double() / 5, rtol=0, atol=0.01)
     assert coupling.weights.mean().abs() < 1e-9
-    # With the exact weights, the sample is that of the quantile
+    # With the exact weights, a source belongs to the sample of its quantile
     quantiles = torch.special.ndtri(torch.arange(1, 5).double() / 5)
     steps = (quantiles - POINTS[1:].double()) ** 2 - (quantiles - POINTS[:-1].double()) ** 2
     coupling.weights = torch.cat([torch.zeros(1, dtype=torch.float64), steps.cumsum(0)])
@@ -120,7 +119,7 @@ def test_in_one_dimension_the_cells_are_quantiles():
 
 @pytest.mark.parametrize("pair", [[[1.0, 0.0], [-1.0, 0.0]], [[2.0, 1.0], [0.5, -3.0]]])
 def test_two_points_share_gaussian_noise_at_a_hyperplane(pair):
-    """Noise goes to the first where 2<z, x_0 - x_1> > |x_0|^2 - |x_1|^2 - (g_0 - g_1): a mass known for any weights."""
+    """Noise goes to x_0 if 2<z, x_0 - x_1> > |x_0|^2 - |x_1|^2 - (g_0 - g_1): the mass is known for any weights."""
     x = torch.tensor(pair, dtype=torch.float64)
     lengths = x.square().sum(1)
     coupling = SemiDiscreteCoupling(x)
@@ -135,7 +134,7 @@ def test_two_points_share_gaussian_noise_at_a_hyperplane(pair):
     assert torch.special.ndtr(offset / (2 * (x[0] - x[1]).norm())).item() == pytest.approx(0.5, abs=0.005)
 
 
-def test_assigns_the_least_weighted_distance():
+def test_a_source_belongs_to_the_sample_at_the_smallest_weighted_distance():
     """The definition, computed with all distances in float64."""
     x = correlated(50, 12).view(50, 3, 2, 2)
     coupling = SemiDiscreteCoupling(x)
@@ -146,31 +145,33 @@ def test_assigns_the_least_weighted_distance():
 
 
 def test_fitting_makes_the_masses_uniform():
-    """From zero weights most samples are never hit; the first weights help; fitted ones are uniform up to chance."""
+    """With zero weights most samples are never hit; the initial weights help; fitted ones are uniform up to chance."""
     coupling = SemiDiscreteCoupling(correlated(200, 32))
-    first = coupling.weights
+    initial = coupling.weights
     coupling.weights = torch.zeros(200, dtype=torch.float64)
-    from_zero = variation(coupling.count_hits(20000, seeded(1)))
-    coupling.weights = first
-    at_first = variation(coupling.count_hits(20000, seeded(1)))
+    with_zeros = variation(coupling.count_hits(20000, seeded(1)))
+    coupling.weights = initial
+    before = variation(coupling.count_hits(20000, seeded(1)))
     coupling.fit(num_steps=150, generator=seeded())
     hits = coupling.count_hits(20000, seeded(1))
-    assert from_zero > 0.7 and at_first < 0.3
-    assert variation(hits) < 0.09 and hits.min() > 30 and hits.max() < 170  # none thrown out by a first step
+    assert with_zeros > 0.7 and before < 0.3
+    assert (
+        variation(hits) < 0.09 and hits.min() > 30 and hits.max() < 170
+    )  # no sample lost all of its mass in the first step
 
 
-def test_first_weights_are_right_for_samples_in_random_directions():
-    """Before any fit, long and short ones are hit about as often, also in each class (from zero weights: short only)."""
+def test_initial_weights_are_right_for_samples_in_random_directions():
+    """Before any fit, noise hits long and short samples about equally often, in each class too."""
     length = torch.linspace(0.5, 3.0, 500)[:, None]
     x = torch.nn.functional.normalize(torch.randn(500, 400, generator=seeded()), dim=1) * length * 400**0.5
     for labels in (None, torch.arange(500) % 2):
         hits = SemiDiscreteCoupling(x, labels).count_hits(20000, seeded(1))
-        for part in hits.view(5, 100).sum(1) / hits.sum():
-            assert part == pytest.approx(0.2, abs=0.12)
+        for share in hits.view(5, 100).sum(1) / hits.sum():
+            assert share == pytest.approx(0.2, abs=0.12)
 
 
 def test_fit_reaches_the_cost_of_the_exact_assignment():
-    """Any weights bound the cost of the exact assignment from below (weak duality); fitted ones attain it."""
+    """Any weights give a lower bound on the cost of the exact assignment (weak duality); fitted weights attain it."""
     x = correlated(8, 3)
     source = torch.randn(512, 3, generator=seeded(1))
     copies = torch.arange(512) % 8
@@ -178,8 +179,8 @@ def test_fit_reaches_the_cost_of_the_exact_assignment():
     exact = cost(source, x[copies], order) / 512
 
     def dual():
-        pairs_ = x[coupling.assign(source)]
-        return ((source - pairs_).square().sum(1) - coupling.weights[coupling.assign(source)]).mean().item()
+        nearest = x[coupling.assign(source)]
+        return ((source - nearest).square().sum(1) - coupling.weights[coupling.assign(source)]).mean().item()
 
     coupling = SemiDiscreteCoupling(x)
     for seed in range(3):
@@ -194,7 +195,7 @@ def test_fit_reaches_the_cost_of_the_exact_assignment():
 
 
 def test_labels_keep_classes_apart():
-    """Each class is fitted and assigned as if it were alone, on the same noise; classes may differ in size."""
+    """Each class has the fit and the assignment that it has alone, on the same noise; sizes may differ."""
     x = correlated(90, 6)
     labels = torch.tensor([7, -1, 7])[torch.arange(90) % 3]
     coupling = SemiDiscreteCoupling(x, labels)
@@ -213,7 +214,7 @@ def test_labels_keep_classes_apart():
         assert hits[rows].sum() == 1000 and torch.equal(hits[rows], alone.count_hits(1000, seeded(2)))
 
 
-def test_the_generator_decides_and_a_second_fit_goes_on():
+def test_fits_depend_on_the_generator_and_a_second_fit_continues():
     x = correlated(40, 5)
     fits = []
     for seed, calls in ((0, 1), (0, 1), (1, 1), (0, 2)):
@@ -232,8 +233,8 @@ def test_the_generator_decides_and_a_second_fit_goes_on():
 
 
 @pytest.mark.parametrize("shift", [1.0, 1000.0])
-def test_a_shift_of_all_samples_changes_no_pair(shift):
-    """|z - x - m|^2 differs from |z - x|^2 by terms of z alone and of x alone; the weights take up the second."""
+def test_a_shift_of_all_samples_does_not_change_the_pairs(shift):
+    """|z - x - m|^2 differs from |z - x|^2 by a term of z and a term of x; the weights absorb the second."""
     x = correlated(60, 4).double()
     source = torch.randn(500, 4, generator=seeded(1))
     indices = []
@@ -244,14 +245,14 @@ def test_a_shift_of_all_samples_changes_no_pair(shift):
     assert (indices[0] == indices[1]).float().mean() > 0.99
 
 
-def test_pieces_and_precision_change_nothing(monkeypatch):
-    x = correlated(60, 4)
-    coupling = SemiDiscreteCoupling(x)
-    source = torch.randn(500, 4, generator=seeded(1)).bfloat16()
-    whole, hits = coupling.assign(source), coupling.count_hits(500, seeded())
-    monkeypatch.setattr(couplings, "_PIECE", 7 * 60)
-    assert torch.equal(coupling.assign(source.float()), whole)
-    assert torch.equal(coupling.count_hits(500, seeded()), hits)
+def test_neither_blocks_nor_precision_change_the_assignment():
+    """The scores of 608 sources take 152 MiB, which is three blocks; those of 32 are one block."""
+    coupling = SemiDiscreteCoupling(correlated(2**16, 4))
+    source = torch.randn(608, 4, generator=seeded(1)).bfloat16()
+    whole = coupling.assign(source)
+    assert torch.equal(torch.cat([coupling.assign(rows.float()) for rows in source.split(32)]), whole)
+    hits = coupling.count_hits(608, seeded(), batch_size=608)
+    assert hits.sum() == 608 and torch.equal(coupling.count_hits(608, seeded(), batch_size=32), hits)
 
 
 def test_one_sample_gets_all_noise():
@@ -266,7 +267,7 @@ def test_one_sample_gets_all_noise():
     [
         ((torch.zeros(0, 2),), r"`samples` must have shape \(num_samples >= 1, ...\), got \(0, 2\)"),
         ((torch.zeros(3),), r"`samples` must have shape .* got \(3,\)"),
-        ((torch.tensor([[1.0], [float("nan")]]),), "`samples` must be finite, got 1 of 2"),
+        ((torch.tensor([[1.0], [float("nan")]]),), "`samples` must be finite, but 1 of 2 samples are not: 1"),
         ((torch.zeros(3, 2), torch.zeros(2).long()), r"`labels` must have shape \(3,\) and hold integers, got \(2,\)"),
         ((torch.zeros(3, 2), torch.zeros(3)), "`labels` must have .* got .* torch.float32"),
     ],
@@ -280,9 +281,9 @@ def test_calls_that_do_not_fit_the_samples_are_named():
     coupling = SemiDiscreteCoupling(correlated(6, 2), torch.arange(6) % 2)
     labels = torch.zeros(4, dtype=torch.long)
     for call, message in (
-        (lambda: coupling.fit(num_steps=0), "`num_steps` must be at least 1, got 0"),
-        (lambda: coupling.fit(batch_size=-1), "`batch_size` must be at least 1, got -1"),
-        (lambda: coupling.count_hits(0), "`num_draws` must be at least 1, got 0"),
+        (lambda: coupling.fit(num_steps=0), "`num_steps` must be a positive integer, got 0"),
+        (lambda: coupling.fit(batch_size=-1), "`batch_size` must be a positive integer, got -1"),
+        (lambda: coupling.count_hits(0), "`num_draws` must be a positive integer, got 0"),
         (lambda: coupling.assign(torch.zeros(4, 3), labels), r"`source` must have shape \(batch, 2\), got \(4, 3\)"),
         (lambda: coupling.assign(torch.zeros(4, 2)), "`labels` must be given"),
         (lambda: coupling.assign(torch.zeros(4, 2), labels[:3]), r"`labels` must have shape \(4,\)"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Laws of the low-frequency projections, against torch's and scipy's own resizing."""
+"""Laws of the low-frequency projections, and the resizing of torch and scipy as oracles."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.fft import dctn, idctn
 
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFrequencyProjection, fit_projection_basis
-from diffusers_lowfreq.projections import PROJECTIONS, _matrices
+from diffusers_lowfreq.projections import PROJECTIONS
 
 
 FACTORS = [1, 2, 3, 4]
@@ -20,7 +20,7 @@ def draw(*shape, dtype=torch.float64, seed=0):
 
 
 def as_matrix(projection: LowFrequencyProjection, height: int, width: int) -> torch.Tensor:
-    """T as a matrix that acts on flattened images: column j is T of the j-th unit image."""
+    """Return T as a matrix that acts on flattened images: column j is T of the j-th unit image."""
     units = torch.eye(height * width, dtype=torch.float64).view(-1, height, width)
     return projection(units).flatten(1).T
 
@@ -63,7 +63,7 @@ def test_dct_keeps_the_lowest_cosines(factor):
 
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("name", ORTHOGONAL)
-def test_orthogonal_projections_are(name, factor):
+def test_orthogonal_projections_are_orthogonal(name, factor):
     """T is idempotent and self-adjoint, D∘U is the identity, and U is D's adjoint times factor²."""
     projection = LowFrequencyProjection(name, factor)
     matrix = as_matrix(projection, 12, 24 if factor == 3 else 8)
@@ -79,7 +79,7 @@ def test_orthogonal_projections_are(name, factor):
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_bicubic_is_neither_idempotent_nor_self_adjoint(factor):
-    """What the documentation warns of is true, and by far more than rounding."""
+    """The warning in the documentation is true, by far more than rounding."""
     matrix = as_matrix(LowFrequencyProjection("bicubic", factor), 12, 12)
     assert (matrix @ matrix - matrix).norm() > 0.1 * matrix.norm()
     assert (matrix - matrix.T).norm() > 0.05 * matrix.norm()
@@ -87,7 +87,7 @@ def test_bicubic_is_neither_idempotent_nor_self_adjoint(factor):
 
 @pytest.mark.parametrize("name", PROJECTIONS)
 @pytest.mark.parametrize("factor", FACTORS)
-def test_constants_are_kept_and_nothing_is_lost(name, factor):
+def test_constants_are_kept_and_the_complement_adds_up(name, factor):
     projection, constant = LowFrequencyProjection(name, factor), torch.full((1, 2, 12, 24), 0.7, dtype=torch.float64)
     low = torch.full((1, 2, 12 // factor, 24 // factor), 0.7, dtype=torch.float64)
     torch.testing.assert_close(projection.downsample(constant), low)
@@ -125,7 +125,7 @@ def test_every_floating_dtype_is_exact_to_its_own_rounding(name, dtype):
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
-def test_autocast_does_not_reach_the_arithmetic(name):
+def test_autocast_does_not_change_the_arithmetic(name):
     projection, x = LowFrequencyProjection(name, 4), draw(2, 3, 16, 8, dtype=torch.float32)
     expected = projection(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -156,9 +156,11 @@ def test_compiles_to_the_same_function(name):
     torch.testing.assert_close(compiled(x), projection.complement(x))
 
 
-def test_inference_mode_first_and_training_afterwards():
-    _matrices.cache_clear()
-    projection, x = LowFrequencyProjection("bicubic", 2), draw(1, 2, 4, 6)
+def test_training_works_after_inference_mode():
+    projection, x = (
+        LowFrequencyProjection("bicubic", 2),
+        draw(1, 2, 26, 38),
+    )  # no other test has this size: not cached yet
     with torch.inference_mode():
         expected = projection(x).clone()
     x.requires_grad_()
@@ -168,15 +170,14 @@ def test_inference_mode_first_and_training_afterwards():
     assert torch.allclose(x.grad.sum(), torch.tensor(x.numel(), dtype=x.dtype))  # the rows of T sum to one
 
 
-def test_export_first_and_an_ordinary_run_afterwards():
+def test_an_ordinary_run_works_after_export():
     """Tracing leaves no fake tensor in the cache of matrices."""
 
     class Project(torch.nn.Module):
         def forward(self, x):
             return LowFrequencyProjection("bicubic", 2)(x)
 
-    _matrices.cache_clear()
-    x = draw(1, 2, 4, 6, dtype=torch.float32)
+    x = draw(1, 2, 34, 46, dtype=torch.float32)  # no other test has this size: not cached yet
     exported = torch.export.export(Project(), (x,), strict=False).module()
     result = Project()(x)
     assert type(result) is torch.Tensor
@@ -189,7 +190,7 @@ def test_export_first_and_an_ordinary_run_afterwards():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("lanczos", 4), r"`projection` must be one of \['bicubic', 'area', 'dct', 'pca'\], got 'lanczos'"),
+        (("lanczos", 4), "`projection` must be 'bicubic', 'area', 'dct' or 'pca', got 'lanczos'"),
         (("pca", 4), "`basis` must be given with the projection 'pca'"),
         (("area", 4, {}), "`basis` must be given with the projection 'pca', and with no other"),
         (("pca", 4, {"size": [8, 8]}), "`basis` must be what `fit_projection_basis` returned"),
@@ -241,7 +242,7 @@ def fitted(factor=2, **options):
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_pca_is_an_orthogonal_projection_on_the_strongest_cosines_of_the_components(factor):
+def test_pca_is_an_orthogonal_projection_onto_the_strongest_cosines(factor):
     projection, x = fitted(factor)
     units = torch.eye(3 * 8 * 12, dtype=torch.float64).view(-1, 3, 8, 12)
     matrix = projection(units).flatten(1).T
@@ -252,28 +253,28 @@ def test_pca_is_an_orthogonal_projection_on_the_strongest_cosines_of_the_compone
     torch.testing.assert_close(projection.downsample(projection.upsample(low)), low)
     inner = (projection.downsample(units) * low[:1]).sum((1, 2, 3))
     torch.testing.assert_close(projection.upsample(low[:1]).flatten(), factor**2 * inner)
-    # The oracle, with numpy and scipy: rotate, transform, take what is largest
+    # The oracle, with numpy and scipy: rotate, transform, take the largest
     rotated = torch.linalg.eigh(torch.einsum("nchw,ndhw->cd", x, x))[1].T.numpy()
     energy = (dctn(np.einsum("ec,nchw->nehw", rotated, x.numpy()), axes=(-2, -1), norm="ortho") ** 2).sum(0)
     most = np.sort(energy.flatten())[::-1][: len(units) // factor**2].sum()
     assert projection(x).square().sum().item() == pytest.approx(most, rel=1e-9)
     other = correlated(seed=1)
-    box = LowFrequencyProjection("dct", factor)
-    assert factor == 1 or projection(other).square().sum() > 1.02 * box(other).square().sum()
+    dct = LowFrequencyProjection("dct", factor)
+    assert factor == 1 or projection(other).square().sum() > 1.02 * dct(other).square().sum()
 
 
-def test_pca_keeps_constants_and_stays_with_low_frequencies_where_channels_are_alike():
+def test_pca_keeps_constants_and_the_low_frequencies_of_one_channel():
     projection, x = fitted(2)
     constant = torch.tensor([0.7, -0.2, 0.1], dtype=torch.float64).view(3, 1, 1).expand(3, 8, 12)
     torch.testing.assert_close(projection(constant), constant)
-    # Cosines of the box keep their places; of components equally strong, those of the box are all that is kept
+    # A kept cosine that "dct" keeps too stays at its index; with a single channel, "pca" keeps at least as much energy
     kept = torch.tensor(fit_projection_basis([x], 2)["kept"]).view(3, 4, 6)
-    places = torch.arange(3 * 8 * 12).view(3, 8, 12)[:, :4, :6]
-    assert torch.equal(kept[0], places[0]) and not torch.equal(kept, places)
+    indices = torch.arange(3 * 8 * 12).view(3, 8, 12)[:, :4, :6]
+    assert torch.equal(kept[0], indices[0]) and not torch.equal(kept, indices)
     single = fit_projection_basis([x[:, :1]], 2)
-    box = LowFrequencyProjection("dct", 2)
+    dct = LowFrequencyProjection("dct", 2)
     x = x[:, :1]
-    assert LowFrequencyProjection("pca", 2, single)(x).square().sum() >= box(x).square().sum() - 1e-9
+    assert LowFrequencyProjection("pca", 2, single)(x).square().sum() >= dct(x).square().sum() - 1e-9
 
 
 def test_pca_survives_json_dtypes_autocast_modes_and_compile(tmp_path):
@@ -296,7 +297,7 @@ def test_pca_survives_json_dtypes_autocast_modes_and_compile(tmp_path):
     torch.testing.assert_close(compiled(x.float()), projection.complement(x.float()))
 
 
-def test_pca_names_what_does_not_fit():
+def test_bad_samples_and_bases_of_pca_are_named():
     projection, x = fitted(2)
     basis = fit_projection_basis([x], 2)
     with pytest.raises(ValueError, match=r"`sample` must have shape \(..., 3, 8, 12\), got \(64, 3, 12, 8\)"):
@@ -320,13 +321,13 @@ def test_pca_names_what_does_not_fit():
             fit_projection_basis(batches, 2)
 
 
-# ------------------------------------------------------------------------------------------------- noise, in two parts
+# ---------------------------------------------------------------------------------------- coarse and remaining noise
 
 
 @pytest.mark.parametrize("name", [*PROJECTIONS, "pca"])
 @pytest.mark.parametrize("share", [0.4, 1.0])
 def test_remaining_noise_and_coarse_noise_are_white_together(name, share):
-    """(1 - s^2 U U^T) + s^2 U U^T = 1, of covariances, with another s for each channel, up to the largest there is."""
+    """The covariances (1 - s^2 U U^T) and s^2 U U^T sum to 1, with a scale s for each channel, up to the largest."""
     projection = fitted(2)[0] if name == "pca" else LowFrequencyProjection(name, 2)
     largest = projection.coarse_noise_scale(4, 6)
     scale = share * largest * torch.tensor([1.0, 0.8, 0.5], dtype=torch.float64).view(3, 1, 1)
@@ -337,8 +338,8 @@ def test_remaining_noise_and_coarse_noise_are_white_together(name, share):
     torch.testing.assert_close(
         remaining.T @ remaining + upsampled.T @ upsampled, torch.eye(len(units), dtype=torch.float64)
     )
-    # There is room for no more than that
-    whole = projection.upsample(largest * coarse).flatten(1)
-    assert torch.linalg.matrix_norm(whole, 2).item() == pytest.approx(1)
+    # The largest scale is the limit
+    full = projection.upsample(largest * coarse).flatten(1)
+    assert torch.linalg.matrix_norm(full, 2).item() == pytest.approx(1)
     torch.testing.assert_close(projection.remaining_noise(units, 0.0), units)
     assert projection.remaining_noise(units.bfloat16(), 0.1).dtype == torch.bfloat16

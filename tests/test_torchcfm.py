@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The independent and minibatch baselines against the matchers of torchcfm, whose t is 1 - sigma and whose flow is -v."""
+"""The independent and minibatch baselines against torchcfm, whose t is 1 - sigma and whose flow is -v."""
 
 import importlib.util
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from diffusers_lowfreq.objectives import FlowMatching
 def torchcfm():
     if importlib.util.find_spec("torchcfm") is None:
         pytest.skip("torchcfm is not installed: pip install --no-deps torchcfm POT")
-    import torchcfm.conditional_flow_matching  # an installation that does not import is a failure, not a skip
+    import torchcfm.conditional_flow_matching  # an installation that cannot be imported is a failure, not a skip
 
     return torchcfm.conditional_flow_matching
 
@@ -27,8 +27,8 @@ def pairs(num, *shape):
 
 
 @pytest.mark.parametrize("time_sampling", ["uniform", "logit_normal"])
-def test_flow_matching_is_its_conditional_flow_matcher_with_time_reversed(torchcfm, time_sampling):
-    """At sigma = 1 - t both are at the same point, and minus its flow is a velocity without loss."""
+def test_flow_matching_is_conditional_flow_matching_with_time_reversed(torchcfm, time_sampling):
+    """At sigma = 1 - t both have the same state, and minus its flow is a velocity with zero loss."""
     source, sample = pairs(16, 3, 4, 4)
     matcher = torchcfm.ConditionalFlowMatcher(sigma=0.0)
     times = []
@@ -47,8 +47,8 @@ def test_flow_matching_is_its_conditional_flow_matcher_with_time_reversed(torchc
 
 @pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
 @pytest.mark.parametrize("num_classes", [1, 4])
-def test_minibatch_assignment_is_its_exact_plan(torchcfm, shape, num_classes):
-    """Its plan puts 1/n on each of our pairs and nothing elsewhere; with labels, in each class alone."""
+def test_minibatch_assignment_is_the_exact_plan(torchcfm, shape, num_classes):
+    """The plan puts 1/n on each of our pairs and zero elsewhere; with labels, within each class."""
     source, sample = pairs(64, *shape)
     labels = torch.arange(64) % num_classes
     order = minibatch_optimal_transport(source, sample, labels if num_classes > 1 else None)
@@ -60,8 +60,8 @@ def test_minibatch_assignment_is_its_exact_plan(torchcfm, shape, num_classes):
         torch.testing.assert_close(plan, ours, rtol=0, atol=1e-12)
 
 
-def test_its_exact_matcher_draws_the_pairs_of_our_assignment(torchcfm):
-    """It draws pairs from the plan with replacement; drawn without, they are our pairs, all of them."""
+def test_the_exact_matcher_draws_the_pairs_of_our_assignment(torchcfm):
+    """It draws pairs from the plan with replacement. Without replacement, the draws are exactly our pairs."""
     source, sample = pairs(32, 2, 3, 3)
     order = minibatch_optimal_transport(source, sample)
 

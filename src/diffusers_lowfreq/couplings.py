@@ -1,16 +1,19 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Couplings between sources and samples. The identity coupling of the low-frequency source needs no code: row i of the
-source *is* made from row i of the samples."""
+"""Couplings of sources with samples. The identity coupling of the low-frequency source needs no code: row i of the source
+*is* made from row i of the samples."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
 
 from diffusers.utils.torch_utils import randn_tensor
 
+from .guards.tensors import check_finite, check_shape
+from .guards.values import check_count
 
-# Elements of the largest piece of a cost matrix that is held at a time: 64 MiB in float32
-_PIECE = 2**24
+
+BLOCK = 2**24  # elements in the largest block of scores that is held at a time: 64 MiB in float32
 
 
 def minibatch_optimal_transport(
@@ -19,8 +22,8 @@ def minibatch_optimal_transport(
     """
     Find the exact assignment between the rows of a batch (minibatch OT-CFM, Tong et al. 2023, arXiv 2302.00482).
 
-    `source[order]` is paired with `sample` so that the sum of squared distances is the least possible. With labels,
-    rows are exchanged within a class only, since otherwise the conditional source would no longer be Gaussian.
+    `source[order]` is paired with `sample` so that the sum of squared distances is minimal. With labels, rows are exchanged
+    only within a class; otherwise the source of a class would no longer be Gaussian.
 
     Args:
         source (`torch.Tensor` of shape `(batch, ...)`):
@@ -34,7 +37,7 @@ def minibatch_optimal_transport(
         `torch.Tensor` of shape `(batch,)`: The `order`, a permutation on the device of `source`.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, a value is not finite, or the labels do not fit.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -60,11 +63,11 @@ def minibatch_optimal_transport(
 
 
 def _nearest(source: torch.Tensor, points: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Find for each row of the source the point with the largest `2 <source, point> + bias`, piece by piece."""
+    """Find for each row of the source the point with the largest `2 <source, point> + bias`, block by block."""
     nearest = []
-    for rows in source.split(max(1, _PIECE // len(points))):
+    for rows in source.split(max(1, BLOCK // len(points))):
         scores = torch.addmm(bias, rows, points.T, alpha=2)
-        # On the CPU PyTorch's argmax takes as long as the product itself, NumPy's a tenth of that
+        # On the CPU, PyTorch's argmax takes as long as the product itself; NumPy's takes a tenth of that
         on_cpu = scores.device.type == "cpu"
         nearest.append(torch.from_numpy(scores.numpy().argmax(1)) if on_cpu else scores.argmax(1))
     return torch.cat(nearest)
@@ -78,30 +81,30 @@ def _check_labels(labels: torch.Tensor, num: int):
 
 class SemiDiscreteCoupling:
     """
-    Couple Gaussian noise with a whole data set by semi-discrete optimal transport, in squared Euclidean cost.
+    Couple Gaussian noise with a whole data set by semi-discrete optimal transport with squared Euclidean cost.
 
-    The noise space is cut into cells (eq. 1 below), one for each sample, all of the mass `1 / N`; noise is paired with
-    the sample of its cell. The weights `g` that make the masses equal maximise the concave dual (Genevay et al. 2016,
+    The space of the noise is divided into cells (eq. 1 below), one for each sample, each of mass `1 / N`. Noise is paired
+    with the sample of its cell. The weights `g` that make the masses equal maximise the concave dual (Genevay et al. 2016,
     arXiv 1605.08527, semi-discrete case without regularisation)
 
         E_z[min_i |z - x_i|^2 - g_i] + mean(g),   with the gradient   1 / N - P(z in cell i)
 
     and are fitted once, before training, by averaged stochastic gradient ascent. AlignFlow (Kong et al. 2025, arXiv
-    2510.15038) brought this coupling to flow matching; its fit is entropic, this one is not. With labels each class has
-    its own problem, so that the source of every class stays Gaussian.
+    2510.15038) introduced this coupling to flow matching, with an entropic fit; this fit is not entropic. With labels, each
+    class is a problem of its own, so the source of every class stays Gaussian.
 
-    The noise stays Gaussian whatever the weights. What depends on the fit is how often each sample is seen: look at
-    [`~SemiDiscreteCoupling.count_hits`]. The first weights equalise the masses for samples whose scores are independent
-    normal numbers, `g_i = |x_i|^2 - 2 q |x_i - mean|` with `q` the normal quantile of `1 - 1 / (N + 1)`. (From zero
-    weights, in high dimension, few short samples are nearest to all noise.) The unit of the steps is the mean gap
-    between the two best scores, the change of a weight that changes its mass by a factor of about e.
+    The noise stays Gaussian whatever the weights. The fit decides how often each sample is seen; check it with
+    [`~SemiDiscreteCoupling.count_hits`]. The initial weights equalise the masses if the scores of the samples are
+    independent normal numbers: `g_i = |x_i|^2 - 2 q |x_i - mean|`, where `q` is the normal quantile of `1 - 1 / (N + 1)`.
+    (With zero weights, in high dimension, a few short samples are nearest to all noise.) The steps are in units of the mean
+    gap between the two best scores: a weight that changes by this much changes its mass by a factor of about e.
 
-    It needs one float32 copy of the samples, on their device (while it is built, float64 ones of one class), and 64 MiB;
-    a draw costs one product with the samples of each class. Equal samples compete for one cell: keep one of them.
+    Memory: one float32 copy of the samples on their device, 64 MiB, and float64 copies of one class during construction.
+    Each draw costs one product with the samples of each class. Equal samples compete for one cell: keep one of them.
 
     Args:
         samples (`torch.Tensor` of shape `(num_samples, ...)`):
-            All data, in the units in which the flow is trained.
+            All the data, in the units in which the flow is trained.
         labels (`torch.Tensor` of shape `(num_samples,)`, *optional*):
             Classes of the samples, integers.
 
@@ -110,16 +113,14 @@ class SemiDiscreteCoupling:
             The dual weights `g`, with mean zero in each class. They may be stored and set again.
 
     Raises:
-        ValueError: If there are no samples, they are not finite, or the labels do not fit them.
+        ValueError: If there are no samples, a sample is not finite, or the labels do not fit.
     """
 
     def __init__(self, samples: torch.Tensor, labels: torch.Tensor | None = None):
         if not isinstance(samples, torch.Tensor) or samples.ndim < 2 or samples.numel() == 0:
             got = tuple(samples.shape) if isinstance(samples, torch.Tensor) else type(samples).__name__
             raise ValueError(f"`samples` must have shape (num_samples >= 1, ...), got {got}.")
-        if not samples.isfinite().all():
-            rows = (~samples.flatten(1).isfinite().all(1)).sum().item()
-            raise ValueError(f"`samples` must be finite, got {rows} of {len(samples)} rows that are not.")
+        check_finite("samples", samples)
         if labels is not None:
             _check_labels(labels, len(samples))
         self._shape = samples.shape[1:]
@@ -128,7 +129,7 @@ class SemiDiscreteCoupling:
         labels = torch.zeros(len(samples), dtype=torch.long) if labels is None else labels
         labels = labels.to(samples.device)
         self.weights = torch.empty(len(samples), dtype=torch.float64, device=samples.device)
-        # label -> (rows, centred samples, squared lengths): a shift of all samples moves no noise to another cell
+        # label -> (rows, centred samples, squared lengths). Centring is safe: a shift of all samples changes no cell.
         self._classes = {}
         for label in labels.unique().tolist():
             rows = (labels == label).nonzero()[:, 0]
@@ -158,31 +159,30 @@ class SemiDiscreteCoupling:
         progress: Callable[[Iterable], Iterable] | None = None,
     ):
         """
-        Improve the weights by averaged stochastic gradient ascent; a second call goes on from where they are.
+        Improve the weights by averaged stochastic gradient ascent; a second call continues from the current weights.
 
-        One step draws `batch_size` noises, the same for every class, of which each sample of a class of `n` gets
-        `r = batch_size / n` on average. Step k changes a weight by `unit * min(1, r / (1 + r * k)**0.5) * (1 - hits /
-        r)`, at the least by `-2 * unit`, so that a sample which takes far too much is not thrown out for long. The
-        weights of the last half are averaged. What counts is the number of draws for each sample, `r * num_steps`: no
-        method tells masses apart more finely than their counts do, so the distance in total variation of the masses
-        from uniform stays at about `0.5 / sqrt(r * num_steps)` (measured; 0.4 is the least).
+        Each step draws `batch_size` noises, the same for every class. A sample of a class of `n` gets `r = batch_size / n`
+        of them on average. Step k changes a weight by `unit * min(1, r / (1 + r * k)**0.5) * (1 - hits / r)`, but lowers it
+        by at most `2 * unit`, so that a sample with far too much mass does not lose all of it for long. The weights of the
+        last half of the steps are averaged. The accuracy depends on the number of draws for each sample, `r * num_steps`:
+        counts cannot tell masses apart more finely, so the total variation distance of the masses from uniform stays at
+        about `0.5 / sqrt(r * num_steps)` (measured; 0.4 is the lower bound).
 
         Args:
             num_steps (`int`, defaults to `1000`):
-                Steps of the ascent.
+                The number of steps.
             batch_size (`int`, defaults to `256`):
                 Draws of noise in a step.
             generator (`torch.Generator`, *optional*):
-                For the noise.
+                Draws the noise.
             progress (`Callable`, *optional*):
                 Wraps the iterable of the steps, as `tqdm` does.
 
         Raises:
-            ValueError: If `num_steps` or `batch_size` is less than 1.
+            ValueError: If `num_steps` or `batch_size` is not a positive integer.
         """
-        for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_count("num_steps", num_steps, math.inf)
+        check_count("batch_size", batch_size, math.inf)
         biases = {label: self._bias(label) for label, (rows, _, _) in self._classes.items() if len(rows) > 1}
         sums = {label: torch.zeros_like(bias, dtype=torch.float64) for label, bias in biases.items()}
         first_averaged = num_steps // 2
@@ -192,8 +192,8 @@ class SemiDiscreteCoupling:
             for label, bias in biases.items():
                 points = self._classes[label][1]
                 if step == 0:
-                    few = noise[: max(1, _PIECE // len(points))]
-                    best = torch.addmm(bias, few, points.T, alpha=2).topk(2).values
+                    block = noise[: max(1, BLOCK // len(points))]
+                    best = torch.addmm(bias, block, points.T, alpha=2).topk(2).values
                     units[label] = (best[:, 0] - best[:, 1]).mean()
                 ratio = batch_size / len(points)
                 hits = torch.bincount(_nearest(noise, points, bias), minlength=len(points))
@@ -209,25 +209,25 @@ class SemiDiscreteCoupling:
     @torch.no_grad()
     def assign(self, source: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Find the sample of each source, `argmin_i |source - x_i|^2 - g_i` (1), within the class where there are labels.
+        Find the sample of each source, `argmin_i |source - x_i|^2 - g_i` (1), within its class if there are labels.
 
         Args:
             source (`torch.Tensor` of shape `(batch, ...)`):
                 Standard normal noise, of the shape of the samples, on any device.
             labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-                Classes wanted; given if and only if the samples have labels. Draw them as often as the data has them.
+                The class of each source; given if and only if the samples have labels. Draw classes as often as they occur in
+                the data.
 
         Returns:
             `torch.Tensor` of shape `(batch,)`: Rows of the samples, on the device of `source`.
 
         Raises:
-            ValueError: If shapes or labels do not fit the samples.
+            ValueError: If the shape or the labels do not fit the samples.
         """
-        if source.shape[1:] != self._shape:
-            got = tuple(source.shape)
-            raise ValueError(f"`source` must have shape (batch, {', '.join(map(str, self._shape))}), got {got}.")
+        check_shape("source", source, "batch", *self._shape, least=0)
         if (labels is not None) != self._labeled:
-            raise ValueError(f"`labels` must {'' if self._labeled else 'not '}be given: the samples decide.")
+            have = "have labels" if self._labeled else "have none"
+            raise ValueError(f"`labels` must {'' if self._labeled else 'not '}be given: the samples {have}.")
         noise = source.flatten(1).to(self._device, torch.float32)
         if labels is None:
             labels = torch.zeros(len(source), dtype=torch.long)
@@ -247,27 +247,26 @@ class SemiDiscreteCoupling:
         self, num_draws: int, generator: torch.Generator | None = None, batch_size: int = 256
     ) -> torch.Tensor:
         """
-        Count how often each sample is hit by noise: the balance of the fit.
+        Count how often noise hits each sample, to see how well the fit balances them.
 
-        With exact weights a sample of a class of `n` is hit `num_draws / n` times, up to chance.
+        With exact weights, a sample of a class of `n` is hit `num_draws / n` times, up to chance.
 
         Args:
             num_draws (`int`):
-                Draws for each class; the same noise for all.
+                Draws of noise, the same for every class.
             generator (`torch.Generator`, *optional*):
-                For the noise.
+                Draws the noise.
             batch_size (`int`, defaults to `256`):
                 Draws at a time.
 
         Returns:
-            `torch.Tensor` of shape `(num_samples,)`: The counts, whole numbers.
+            `torch.Tensor` of shape `(num_samples,)`: The counts, int64.
 
         Raises:
-            ValueError: If `num_draws` or `batch_size` is less than 1.
+            ValueError: If `num_draws` or `batch_size` is not a positive integer.
         """
-        for name, value in (("num_draws", num_draws), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        check_count("num_draws", num_draws, math.inf)
+        check_count("batch_size", batch_size, math.inf)
         biases = {label: self._bias(label) for label in self._classes}
         counts = torch.zeros(self._num_samples, dtype=torch.long, device=self._device)
         for start in range(0, num_draws, batch_size):

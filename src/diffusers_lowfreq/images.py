@@ -1,18 +1,20 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of any kind, as what networks are given."""
+"""From images of any kind to the tensors that networks take."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from .guards.values import check_choice
+
 
 def check_pixels(height: int, width: int, names: str = "`height` and `width`"):
     """
-    Refuse sizes that Pillow would not read, `PIL.Image.MAX_IMAGE_PIXELS`, before anything of them is allocated.
+    Refuse a size that Pillow would not read (`PIL.Image.MAX_IMAGE_PIXELS`), before memory is allocated for it.
 
     Raises:
-        ValueError: If there are more pixels than that.
+        ValueError: If the image would have more pixels than that.
     """
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and height * width > most:
@@ -25,12 +27,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     Convert a PIL image of any mode to RGB.
 
-    Deeper greyscale is scaled to 8 bits, transparency is laid on white, EXIF rotation is applied.
+    Deeper greyscale is scaled to 8 bits, transparency becomes white, and the EXIF rotation is applied.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):  # the file does not say what white is: the least usual value that holds all
+    elif image.mode in ("I", "F"):  # the file does not say which value is white: take the smallest usual one that fits
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
         white = next((value for value in usual if values.max() <= value), values.max())
@@ -43,10 +45,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> torch.Tensor:
     """
-    Turn one picture into a float32 tensor of shape `(channels, height, width)` in [0, 1], on the CPU.
+    Convert one image to a float32 tensor of shape `(channels, height, width)` in [0, 1], on the CPU.
 
     Raises:
-        ValueError: If `image` is no picture of so many `channels`.
+        ValueError: If `image` is not an image with this number of `channels`.
     """
     if isinstance(image, Image.Image):
         if channels not in (1, 3):
@@ -55,7 +57,7 @@ def to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> 
             raise ValueError(f"`image` must have pixels, all of them finite, got a PIL image of {image.size}.")
         try:
             image = np.asarray(to_rgb(image) if channels == 3 else to_rgb(image).convert("L"))
-        except (OSError, SyntaxError, ValueError) as error:  # of a damaged or closed file
+        except (OSError, SyntaxError, ValueError) as error:  # a damaged or closed file
             raise ValueError(f"`image` cannot be read: {error}") from error
         image = image[..., None] if channels == 1 else image
     if not isinstance(image, (np.ndarray, torch.Tensor)):
@@ -76,7 +78,7 @@ def to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> 
         raise ValueError(f"`image` must hold numbers in [0, 1], or bytes, got {dtype}.")
     if tensor.ndim != 3 or tensor.shape[0] != channels or tensor.numel() == 0:
         raise ValueError(
-            f"`image` must have pixels and the shape {layout}, with a batch before it or not, of {channels} "
+            f"`image` must have pixels and the shape {layout}, or a batch of it, of {channels} "
             f"channel{'s' * (channels > 1)}, got {shape}."
         )
     tensor = tensor.float()
@@ -89,6 +91,27 @@ def to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> 
     return tensor
 
 
+def _to_aspect(image: torch.Tensor, height: int, width: int, resize_mode: str | None) -> torch.Tensor:
+    """Crop or pad an image `(channels, height, width)` to the aspect ratio of `height` and `width`."""
+    h, w = image.shape[1:]
+    if resize_mode == "crop":
+        new_h, new_w = min(h, max(1, round(w * height / width))), min(w, max(1, round(h * width / height)))
+        top, left = (h - new_h) // 2, (w - new_w) // 2
+        return image[:, top : top + new_h, left : left + new_w]
+    if resize_mode == "fill":
+        new_h, new_w = max(h, round(w * height / width)), max(w, round(h * width / height))
+        top, left = (new_h - h) // 2, (new_w - w) // 2
+        borders = (left, new_w - w - left, top, new_h - h - top)
+        return F.pad(image[None], borders, mode="replicate")[0]
+    # The same ratio up to rounding: the sides of one image are those of the other, scaled and rounded
+    if resize_mode is None and 2 * abs(h * width - w * height) >= max(height + width, h + w):
+        raise ValueError(
+            f"`image` must have the aspect of `height` and `width`, {height}x{width}, got {h}x{w}. `resize_mode` "
+            "'crop' cuts off the excess, 'fill' repeats the border, 'default' stretches."
+        )
+    return image
+
+
 def prepare_images(
     image: Image.Image | np.ndarray | torch.Tensor | list,
     height: int,
@@ -97,57 +120,38 @@ def prepare_images(
     resize_mode: str | None = None,
 ) -> torch.Tensor:
     """
-    Bring pictures of any size to the size and the range of an autoencoder.
+    Bring images of any size to the size and the range of an autoencoder.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-            PIL images of any mode and size, arrays `(height, width, channels)` or tensors `(channels, height, width)`, with
-            a batch before it or not, in [0, 1] or of bytes.
+            PIL images of any mode and size, arrays `(height, width, channels)` or tensors `(channels, height, width)`, or
+            batches of them, in [0, 1] or as bytes.
         height (`int`), width (`int`):
             Size in pixels.
         channels (`int`, defaults to `3`):
-            Of the autoencoder's images.
+            Number of channels of the autoencoder's images.
         resize_mode (`str`, *optional*):
-            For pictures of another aspect, as in diffusers' image processors: `"default"` squeezes, `"crop"` cuts off,
-            `"fill"` repeats the border. Without it they are refused.
+            What to do with an image of another aspect ratio, as in diffusers' image processors: `"default"` stretches,
+            `"crop"` cuts off the excess, `"fill"` repeats the border. By default such an image is refused.
 
     Returns:
-        `torch.Tensor` of shape `(batch, channels, height, width)`, float32: The pictures in [-1, 1].
+        `torch.Tensor` of shape `(batch, channels, height, width)`, float32: The images in [-1, 1].
 
     Raises:
-        ValueError: If `image` is no picture, or its aspect is not that of `height` and `width` and `resize_mode` does not
-            say what to do.
+        ValueError: If `image` is not an image, or has another aspect ratio than `height` and `width` and there is no
+            `resize_mode`.
     """
-    if resize_mode is not None and (
-        not isinstance(resize_mode, str) or resize_mode not in ("default", "crop", "fill")
-    ):
-        raise ValueError(f"`resize_mode` must be None, 'default', 'crop' or 'fill', got {resize_mode!r}.")
+    check_choice("resize_mode", resize_mode, ("default", "crop", "fill"), optional=True)
     if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 4:
         image = list(image)
     if not isinstance(image, (list, tuple)):
         image = [image]
     if not len(image):
         raise ValueError("`image` must hold at least one picture, got none.")
-    pictures = []
-    for picture in image:
-        picture = to_tensor(picture, channels)
-        h, w = picture.shape[1:]
-        # The same aspect, up to rounding: the sides of one are those of the other, scaled and rounded
-        if resize_mode is None and 2 * abs(h * width - w * height) >= max(height + width, h + w):
-            raise ValueError(
-                f"`image` must have the aspect of `height` and `width`, {height}x{width}, got {h}x{w}. `resize_mode` "
-                "'crop' cuts off what is too much, 'fill' repeats the border, 'default' squeezes."
-            )
-        if resize_mode == "crop":
-            new_h, new_w = min(h, max(1, round(w * height / width))), min(w, max(1, round(h * width / height)))
-            top, left = (h - new_h) // 2, (w - new_w) // 2
-            picture = picture[:, top : top + new_h, left : left + new_w]
-        elif resize_mode == "fill":
-            new_h, new_w = max(h, round(w * height / width)), max(w, round(h * width / height))
-            top, left = (new_h - h) // 2, (new_w - w) // 2
-            borders = (left, new_w - w - left, top, new_h - h - top)
-            picture = F.pad(picture[None], borders, mode="replicate")[0]
-        if picture.shape[1:] != (height, width):
-            picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
-        pictures.append(picture)
-    return torch.stack(pictures) * 2 - 1
+    images = []
+    for one in image:
+        one = _to_aspect(to_tensor(one, channels), height, width, resize_mode)
+        if one.shape[1:] != (height, width):
+            one = F.interpolate(one[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        images.append(one)
+    return torch.stack(images) * 2 - 1

@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from diffusers.utils import logging
 
 from .guards.files import check_shards
+from .guards.values import is_integer
 
 
 logger = logging.get_logger(__name__)
 
-MAX_TOKENS = 256  # where the encoder knows no limit
+MAX_TOKENS = 256  # for an encoder without a limit, such as T5
 ENCODERS = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}  # by `model_type`
 
 
@@ -29,27 +30,27 @@ def load_text_encoder(
         name_or_path (`str`):
             A folder or a name on the Hub.
         subfolder (`str`, *optional*), tokenizer_subfolder (`str`, *optional*):
-            Where they lie in there, `"text_encoder"` and `"tokenizer"` for those of a pipeline.
+            The subfolders that hold them: `"text_encoder"` and `"tokenizer"` in a pipeline.
         kwargs:
-            Further arguments of both `from_pretrained`, such as `revision`.
+            Further arguments of both `from_pretrained` methods, such as `revision`.
 
     Returns:
         `tuple`: The encoder, frozen and in evaluation mode, and the tokenizer.
 
     Raises:
-        ValueError: If one is missing, or the encoder is of another kind.
+        ValueError: If one of them is missing, or the encoder is neither CLIP nor T5.
     """
     import transformers
 
-    must = (
+    message = (
         "`pretrained_text_encoder_name_or_path` must be the folder or the Hub name of a CLIP or T5 encoder in safetensors and "
         "of its tokenizer (`text_encoder_subfolder` text_encoder and `tokenizer_subfolder` tokenizer for those of a "
         f"pipeline), got {name_or_path!r}"
     )
     for name, folder in (("text_encoder_subfolder", subfolder), ("tokenizer_subfolder", tokenizer_subfolder)):
         if folder and os.path.isdir(name_or_path) and not os.path.isdir(os.path.join(name_or_path, folder)):
-            raise ValueError(f"{must} with `{name}` {folder!r}, which is not there.")
-    kwargs = {"trust_remote_code": False} | kwargs  # omitted, transformers would ask at the terminal
+            raise ValueError(f"{message} with `{name}` {folder!r}, which is not there.")
+    kwargs = {"trust_remote_code": False} | kwargs  # by default, transformers asks at the terminal
     try:
         config = transformers.AutoConfig.from_pretrained(name_or_path, subfolder=subfolder or "", **kwargs)
         if config.model_type not in ENCODERS:
@@ -61,17 +62,17 @@ def load_text_encoder(
             name_or_path, subfolder=tokenizer_subfolder or "", **kwargs
         )
     except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{must}: {error}") from error
+        raise ValueError(f"{message}: {error}") from error
     return encoder.requires_grad_(False).eval(), tokenizer
 
 
 def max_tokens(text_encoder, tokenizer) -> int:
-    """Return how many tokens the encoder and its tokenizer take, or `MAX_TOKENS` if the encoder (T5) knows no limit."""
+    """Return how many tokens the encoder and its tokenizer accept; `MAX_TOKENS` if the encoder has no limit."""
     return min(tokenizer.model_max_length, getattr(text_encoder.config, "max_position_embeddings", MAX_TOKENS))
 
 
 def fingerprint(text_encoder, tokenizer) -> str:
-    """Return a hash of all that embeddings depend on beside the text."""
+    """Return a hash of everything that embeddings depend on, other than the text."""
     probe = tokenizer(
         "A probe: how words, cases and marks are cut, and what is put around them.", verbose=False
     ).input_ids
@@ -93,7 +94,7 @@ def encode_text(
     device: torch.device | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Encode prompts, padded to the longest of them; what is too long is cut, and the log says what was.
+    Encode prompts, padded to the longest of them. A prompt that is too long is cut, and a warning says where.
 
     Args:
         text_encoder (`CLIPTextModel` or `T5EncoderModel`):
@@ -103,22 +104,22 @@ def encode_text(
         prompts (`list[str]`):
             The prompts.
         max_sequence_length (`int`, *optional*):
-            The most tokens of a prompt; by default as many as the encoder takes, and 256 if it knows no limit.
+            The maximum number of tokens of a prompt. By default the limit of the encoder, or 256 if it has none.
         device (`torch.device`, *optional*):
-            Where the encoder runs, by default where it lies.
+            The device of the encoder, by default that of its parameters.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]` of shapes `(batch, text_tokens, width)` and `(batch, text_tokens)`:
-        The last hidden states and, as booleans, which tokens are no padding.
+        The last hidden states, and a boolean mask that is false for padding.
 
     Raises:
-        ValueError: If the encoder takes fewer tokens, or the tokenizer cannot pad or makes no token of a prompt.
+        ValueError: If `max_sequence_length` is above the limit, the tokenizer cannot pad, or a prompt has no token.
     """
     limit = max_tokens(text_encoder, tokenizer)
     max_sequence_length = limit if max_sequence_length is None else max_sequence_length
-    if not 1 <= max_sequence_length <= limit:
+    if not is_integer(max_sequence_length) or not 1 <= max_sequence_length <= limit:
         raise ValueError(
-            f"`max_sequence_length` must be from 1 to {limit}, what the `text_encoder` takes, got {max_sequence_length}."
+            f"`max_sequence_length` must be from 1 to {limit}, the limit of the `text_encoder`, got {max_sequence_length}."
         )
     if tokenizer.pad_token is None:
         raise ValueError("`tokenizer` must have a token for padding, got None.")
@@ -126,11 +127,11 @@ def encode_text(
         prompts, padding="longest", truncation=True, max_length=max_sequence_length, return_tensors="pt"
     )
     lengths = tokens.attention_mask.sum(1).tolist()
-    whole = tokenizer(prompts, truncation=False, verbose=False).input_ids
-    for prompt, ids, length in zip(prompts, whole, lengths):
+    untruncated = tokenizer(prompts, truncation=False, verbose=False).input_ids
+    for prompt, ids, length in zip(prompts, untruncated, lengths):
         if not length:
             raise ValueError(
-                f"`tokenizer` must make a token of every prompt, if only one for its end, got none of {prompt!r}."
+                f"`tokenizer` must make a token of every prompt, at least one for its end, got none for {prompt!r}."
             )
         if len(ids) > length:
             logger.warning(

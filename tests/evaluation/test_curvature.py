@@ -107,9 +107,9 @@ def test_half_precision_samples_lose_nothing_to_the_sums():
         (lambda x, s: (x,), torch.zeros(2, 3), 4, "`velocity` .* got tuple"),
         (lambda x, s: x / x, torch.tensor([[1.0], [0.0], [2.0]]), 4, "`velocity` .* 1 of 3 samples are not: 1"),
         (lambda x, s: x, torch.tensor([[1.0], [math.nan]]), 4, "`source` must be finite, but 1 of 2 samples are not: 1"),
-        (lambda x, s: x, torch.zeros(2, 3), 0, "`num_steps` must be at least 1, got 0"),
-        (lambda x, s: x, torch.zeros(2, 3).long(), 4, "`source` must be floating point"),
-        (lambda x, s: x, torch.zeros(2), 4, "`source` must be floating point"),
+        (lambda x, s: x, torch.zeros(2, 3), 0, "`num_steps` must be a positive integer, got 0"),
+        (lambda x, s: x, torch.zeros(2, 3).long(), 4, "`source` must be a floating point tensor"),
+        (lambda x, s: x, torch.zeros(2), 4, "`source` must be a floating point tensor"),
     ],
 )  # fmt: skip
 def test_bad_input(velocity, source, num_steps, message):

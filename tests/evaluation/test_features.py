@@ -163,8 +163,8 @@ def test_bad_extractors(function, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda x: x[:, :1], r"`images` must be floating point of shape \(num >= 1, 3, height, width\)"),
-        (lambda x: x[:0], r"got torch.float32 \(0, 3, 4, 4\)"),
+        (lambda x: x[:, :1], r"`images` must be a floating point tensor of shape \(num, 3, height, width\)"),
+        (lambda x: x[:0], r"got torch.float32 of \(0, 3, 4, 4\)"),
         (lambda x: (255 * x).byte(), "got torch.uint8"),
         (lambda x: 2 * x - 1, r"`images` must lie in \[0, 1\], got values from -"),
         (lambda x: 255 * x, r"`images` must lie in \[0, 1\]"),
@@ -183,5 +183,5 @@ def test_features_keep_their_length():
     result = statistics(Wrong(flat), images(7))
     with pytest.raises(ValueError, match=r"shape \(2, 48\), got \(2, 75\)"):
         result.update(torch.rand(2, 3, 5, 5))
-    with pytest.raises(ValueError, match="`max_features` must be at least 1"):
+    with pytest.raises(ValueError, match="`max_features` must be a positive integer, got 0"):
         FeatureStatistics(Means(), max_features=0)

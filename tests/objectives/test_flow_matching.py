@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The flow-matching objective, against the closed forms that Gaussian data has."""
+"""The flow-matching objective, against the closed forms of Gaussian data."""
 
 import math
 
@@ -111,8 +111,8 @@ def test_loss_of_the_true_difference_is_zero_and_of_a_constant_error_its_square(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_model_sees_the_line_of_the_scheduler_at_its_float32_time(dtype):
-    """x_t is what `scale_noise` makes of the pair; times are float32 in 0…1000; conditions pass through."""
+def test_model_gets_the_state_of_the_scheduler_and_a_float32_time(dtype):
+    """x_t is that of `scale_noise`, times are float32 from 0 to 1000, and conditions pass through."""
     source, sample, labels = draw(64, 3, 4, 4).to(dtype), draw(64, 3, 4, 4, seed=1).to(dtype), torch.arange(64)
     seen = {}
 
@@ -133,8 +133,8 @@ def test_model_sees_the_line_of_the_scheduler_at_its_float32_time(dtype):
 
 
 @pytest.mark.parametrize("time_sampling", ["uniform", "logit_normal"])
-def test_each_sample_has_the_loss_it_has_alone(time_sampling):
-    """Per-sample losses keyed by a list of generators do not depend on the batch, for a real network with labels."""
+def test_the_loss_of_a_sample_does_not_depend_on_the_batch(time_sampling):
+    """With one generator per sample, for a real network with labels."""
     torch.manual_seed(0)
     model = LowFreqTransformer2DModel(
         in_channels=3, num_layers=1, num_attention_heads=2, attention_head_dim=8, num_classes=4
@@ -170,7 +170,7 @@ def test_logit_normal_times_have_normal_logits(mean, std):
 
 
 @pytest.mark.parametrize("time_sampling", ["uniform", "logit_normal"])
-def test_one_generator_per_sample_equals_single_draws(time_sampling):
+def test_times_with_one_generator_per_sample_do_not_depend_on_the_batch(time_sampling):
     together = sample_times(4, time_sampling, generator=generators(4))
     alone = torch.cat([sample_times(1, time_sampling, generator=generator) for generator in generators(4)])
     assert torch.equal(together, alone)

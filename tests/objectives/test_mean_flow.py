@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""One-step objectives, against the exact mean velocity that Gaussian data has."""
+"""One-step objectives, against the exact mean velocity of Gaussian data."""
 
 import math
-import os
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,8 +27,12 @@ from diffusers_lowfreq.objectives import (
 )
 
 
-MEAN, STD, ALPHA = 0.8, 0.6, 0.4  # data N(MEAN, STD²), source ALPHA * noise: what a projection removes of a Gaussian
-LABELS = torch.tensor([0, 1, 2, 3, 0, 1])  # 3 is no label
+MEAN, STD, ALPHA = (
+    0.8,
+    0.6,
+    0.4,
+)  # data N(MEAN, STD²), source ALPHA * noise: the part of a Gaussian that a projection removes
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])  # 3 stands for no label
 
 
 def generators(num, seed=0):
@@ -47,22 +51,22 @@ def function_of(velocity):
 
 
 def deviation(t):
-    """Of x_t = (1 - t) x + t ALPHA noise."""
+    """The standard deviation of x_t = (1 - t) x + t ALPHA noise."""
     return ((1 - t) ** 2 * STD**2 + (ALPHA * t) ** 2) ** 0.5
 
 
 def exact_velocity(x_t, t, mean=MEAN):
-    """E[source - x | x_t]: x_t - (1 - t) mean shrinks as the deviation does."""
-    rate = (-(1 - t) * STD**2 + ALPHA**2 * t) / deviation(t) ** 2  # of log deviation
+    """E[source - x | x_t]: x_t - (1 - t) mean is proportional to the deviation."""
+    rate = (-(1 - t) * STD**2 + ALPHA**2 * t) / deviation(t) ** 2  # the derivative of the log deviation
     return -mean + rate * (x_t - (1 - t) * mean)
 
 
 def exact_mean_velocity(x_t, r, t, mean=MEAN):
-    """(x_t - x_r) / (t - r), x_r being where the exact velocity leads: the standardised state stays as it is."""
+    """(x_t - x_r) / (t - r), where the exact velocity leads to x_r: the standardised state does not change."""
     x_r = (1 - r) * mean + deviation(r) / deviation(t) * (x_t - (1 - t) * mean)
-    stretch = t - r
-    slope = (x_t - x_r) / torch.where(stretch == 0, torch.ones_like(stretch), stretch)
-    return torch.where(stretch == 0, exact_velocity(x_t, t, mean), slope)
+    interval = t - r
+    slope = (x_t - x_r) / torch.where(interval == 0, torch.ones_like(interval), interval)
+    return torch.where(interval == 0, exact_velocity(x_t, t, mean), slope)
 
 
 TEACHER = function_of(lambda x, r, t: exact_velocity(x, t))
@@ -77,7 +81,7 @@ def gaussian_pairs(num):
 
 
 @pytest.mark.parametrize(("derivative", "atol"), [("forward", 2e-5), ("central", 2e-3)])
-def test_derivative_of_the_exact_mean_velocity_fulfils_the_identity(derivative, atol):
+def test_derivative_of_the_exact_mean_velocity_satisfies_the_identity(derivative, atol):
     """u + (t - r) du/dt = v along the path of v, eq. 6 of MeanFlow."""
     x_t = randn(64, 2, 4, 4)
     r, t = sample_time_pairs(64, equal_share=0, generator=seeded())
@@ -86,7 +90,7 @@ def test_derivative_of_the_exact_mean_velocity_fulfils_the_identity(derivative, 
     change = time_derivative(EXACT, x_t, r, t, v, derivative)
     u = exact_mean_velocity(x_t, r.view(wide), t.view(wide))
     torch.testing.assert_close(u + (t - r).view(wide) * change, v, rtol=1e-3, atol=atol)
-    # and along another path it does not
+    # Along another path it does not
     other = time_derivative(EXACT, x_t, r, t, -v, derivative)
     assert ((u + (t - r).view(wide) * other - v).abs().mean() > 0.05).item()
 
@@ -108,7 +112,7 @@ def test_forward_mode_equals_the_central_difference_of_a_network():
 
 @pytest.fixture
 def fresh_accelerate():
-    """No state of accelerate from before, and none left behind."""
+    """Reset the global state of accelerate before and after the test."""
 
     def reset():
         AcceleratorState._reset_state(True)
@@ -121,7 +125,7 @@ def fresh_accelerate():
 
 @pytest.mark.parametrize("derivative", ["forward", "central"])
 def test_derivative_is_in_float32_whatever_the_autocast(fresh_accelerate, derivative):
-    """accelerate wraps the forward of the very instance in its autocast: that too is left, and put back."""
+    """accelerate wraps the forward of the instance in its autocast: that one is removed too, and put back."""
     model = make_transformer(use_meanflow=True)
     expected = time_derivative(model, *network_inputs(), derivative, class_labels=LABELS)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
@@ -136,7 +140,7 @@ def test_derivative_is_in_float32_whatever_the_autocast(fresh_accelerate, deriva
 
 @pytest.mark.parametrize("derivative", ["forward", "central"])
 def test_derivative_of_a_compiled_model_is_that_of_the_model(fresh_accelerate, derivative):
-    """As accelerate compiles it: the autocast around the forward inside, the compiled wrapper outside."""
+    """As accelerate compiles it: autocast inside around the forward, the compiled wrapper outside."""
     model = make_transformer(use_meanflow=True)
     expected = time_derivative(model, *network_inputs(), derivative, class_labels=LABELS)
     plugin = TorchDynamoPlugin(backend="eager")
@@ -146,7 +150,7 @@ def test_derivative_of_a_compiled_model_is_that_of_the_model(fresh_accelerate, d
         assert torch.equal(time_derivative(prepared, *network_inputs(), derivative, class_labels=LABELS), expected)
 
 
-def test_a_forward_that_fails_leaves_the_model_as_it_was():
+def test_a_failing_forward_leaves_the_model_unchanged():
     model = make_transformer(use_meanflow=True)
     model._original_forward = model.forward  # as accelerate does
     model.forward = lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("patched"))
@@ -156,13 +160,13 @@ def test_a_forward_that_fails_leaves_the_model_as_it_was():
         model(randn(1, 4, 8, 8), torch.ones(1))
 
 
-def test_times_the_wrong_way_round_are_refused():
+def test_times_in_the_wrong_order_are_refused():
     x, r, t, v = network_inputs()
     with pytest.raises(ValueError, match="`r` must be at most `t`"):
         time_derivative(EXACT, x, t, r, v)
-    for options in ({"derivative": "exact"}, {"step": 0.0}, {"step": float("nan")}):
-        with pytest.raises(ValueError, match="`derivative` must be .* and `step` positive"):
-            time_derivative(EXACT, x, r, t, v, **options)
+    for name, value in (("derivative", "exact"), ("step", 0.0), ("step", float("nan"))):
+        with pytest.raises(ValueError, match=f"`{name}` must be .* got {value!r}"):
+            time_derivative(EXACT, x, r, t, v, **{name: value})
 
 
 # ------------------------------------------------------------------------------------------- objectives, exact answers
@@ -181,8 +185,8 @@ def test_distillation_ends_exactly_at_the_mean_velocity_of_the_teacher(derivativ
 @pytest.mark.parametrize("tangent", ["network", "pair"])
 def test_mean_flow_of_the_exact_answer_has_the_irreducible_error_and_no_gradient(tangent):
     """
-    The target's noise is that of v given x_t, whose variance per element is (ALPHA STD)² / Var(x_t); with the pair's tangent
-    it goes through the derivative as well, (1 - (t - r) ∂u/∂x)² times.
+    The target has the noise of v given x_t, whose variance per element is (ALPHA STD)² / Var(x_t). The pair's tangent carries
+    it through the derivative too, a factor of (1 - (t - r) ∂u/∂x)².
     """
     source, sample = gaussian_pairs(8192)
     objective = MeanFlow(tangent=tangent, equal_share=0.3, adaptive_power=0)
@@ -229,18 +233,18 @@ def test_adaptive_weight_divides_the_gradient_and_leaves_the_value(power):
 
 # --------------------------------------------------------------------------------------------------------- guidance
 
-FREE = -0.3  # what the velocity without a label leads to; with one it leads to MEAN
+UNCONDITIONAL = -0.3  # the mean of the data without a label; with one it is MEAN
 
 
 def guided_mean(w):
-    """Exact velocities are affine in the mean, so guided ones are those of this mean."""
-    return FREE + w * (MEAN - FREE)
+    """Exact velocities are affine in the mean, so the guided velocity is that of this mean."""
+    return UNCONDITIONAL + w * (MEAN - UNCONDITIONAL)
 
 
 @pytest.mark.parametrize("settings", [{"guidance_scale": 3.0}, {"guidance_scale_range": (1.5, 5.0)}])
 def test_distillation_ends_exactly_at_the_mean_velocity_of_the_guided_teacher(settings):
     def velocity(x, r, t, class_labels=None):
-        return exact_velocity(x, t, FREE if class_labels is None else MEAN)
+        return exact_velocity(x, t, UNCONDITIONAL if class_labels is None else MEAN)
 
     def student(x, r, t, class_labels, guidance=None):
         return exact_mean_velocity(x, r, t, guided_mean(3.0 if guidance is None else guidance.view(-1, 1, 1, 1)))
@@ -264,7 +268,7 @@ def test_mean_flow_of_the_exact_guided_answer_has_no_gradient(tangent, settings)
 
         def network(x, r, t, class_labels=None, guidance=None):
             w = torch.full_like(t, 3.0) if guidance is None else guidance.view(-1, 1, 1, 1)
-            mean = FREE if class_labels is None else guided_mean(w)
+            mean = UNCONDITIONAL if class_labels is None else guided_mean(w)
             return factor[: len(x)] * exact_mean_velocity(x, r, t, mean)
 
         inputs = {"generator": seeded(4), "class_labels": labels}
@@ -274,26 +278,28 @@ def test_mean_flow_of_the_exact_guided_answer_has_no_gradient(tangent, settings)
 
 
 def guided_answers(w):
-    """Constant velocities of two classes, and the network that has their guidance folded in."""
-    of_class, free = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1), torch.full((1, 1, 1, 1), 0.25)
+    """Constant velocities of two classes, and a network with their guidance folded in."""
+    of_class, unconditional = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1), torch.full((1, 1, 1, 1), 0.25)
 
     def folded(x, r, t, class_labels=None, guidance=None):
         scale = w if guidance is None else guidance.view(-1, 1, 1, 1)
         if class_labels is None:
-            return free.expand_as(x)
+            return unconditional.expand_as(x)
         known = class_labels.view(-1, 1, 1, 1) < 2
-        return torch.where(known, free + scale * (of_class[class_labels.clamp(max=1)] - free), free).expand_as(x)
+        return torch.where(
+            known, unconditional + scale * (of_class[class_labels.clamp(max=1)] - unconditional), unconditional
+        ).expand_as(x)
 
-    return of_class, free, function_of(folded)
+    return of_class, unconditional, function_of(folded)
 
 
 @pytest.mark.parametrize("equal_share", [0.0, 1.0])
 @pytest.mark.parametrize("settings", [{"guidance_scale": 3.0}, {"guidance_scale_range": (1.0, 6.0)}])
 def test_guided_velocity_is_the_fixed_point_of_folded_guidance(settings, equal_share):
-    of_class, free, model = guided_answers(3.0)
-    labels = torch.arange(6) % 3  # the last is no label: its field is not guided
+    of_class, unconditional, model = guided_answers(3.0)
+    labels = torch.arange(6) % 3  # the last stands for no label: its field is not guided
     sample = randn(6, 1, 4, 4)
-    v = torch.where(labels.view(-1, 1, 1, 1) < 2, of_class[labels.clamp(max=1)], free).expand_as(sample)
+    v = torch.where(labels.view(-1, 1, 1, 1) < 2, of_class[labels.clamp(max=1)], unconditional).expand_as(sample)
     objective = MeanFlow(**settings, equal_share=equal_share)
     loss = objective(model, sample + v, sample, generator=generators(6), class_labels=labels)
     torch.testing.assert_close(loss, torch.zeros(6), rtol=0, atol=1e-8)
@@ -304,7 +310,7 @@ def test_guided_velocity_is_the_fixed_point_of_folded_guidance(settings, equal_s
 
 @pytest.mark.parametrize("of_teacher", [False, True])
 def test_guidance_stays_within_its_interval(of_teacher):
-    of_class, free, folded = guided_answers(3.0)
+    of_class, unconditional, folded = guided_answers(3.0)
     _, _, plain = guided_answers(1.0)
     teacher = function_of(
         lambda x, r, t, class_labels=None: plain(x, t.flatten() * 1000, class_labels=class_labels).sample
@@ -321,7 +327,7 @@ def test_guidance_stays_within_its_interval(of_teacher):
 
 
 def test_distillation_folds_in_the_guidance_of_the_teacher():
-    of_class, free, folded = guided_answers(4.0)
+    of_class, unconditional, folded = guided_answers(4.0)
     _, _, teacher = guided_answers(1.0)
     labels, sample = torch.tensor([0, 1, 2, 0]), randn(4, 1, 2, 2)
     objective = Distillation(guidance_scale=4.0, equal_share=0.5, teacher=teacher)
@@ -332,7 +338,7 @@ def test_distillation_folds_in_the_guidance_of_the_teacher():
 @pytest.mark.parametrize("of_teacher", [False, True])
 @pytest.mark.parametrize("derivative", ["forward", "central"])
 def test_guidance_of_text_is_that_of_labels(of_teacher, derivative):
-    """Embeddings that say no more than a label, the last for none, which the second call is told."""
+    """One embedding for each label; the last stands for no label and is the input of the unconditional call."""
     with_labels = make_transformer(use_meanflow=True, num_classes=2)
     teacher = make_transformer(seed=3, num_classes=2)
 
@@ -347,12 +353,12 @@ def test_guidance_of_text_is_that_of_labels(of_teacher, derivative):
         settings |= {"guidance_scale": 3.0, "guidance_interval": (0.2, 1.0), "derivative": derivative}
         return Distillation(teacher=teacher, **settings) if of_teacher else MeanFlow(**settings)
 
-    labels, embeddings = torch.arange(6) % 3, torch.eye(3)[:, None]  # no-one has a caption of more than one token
+    labels, embeddings = torch.arange(6) % 3, torch.eye(3)[:, None]  # captions of one token
     pair = randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1)
     expected = objective(teacher)(with_labels, *pair, generator=generators(6), class_labels=labels)
     text = {"encoder_hidden_states": embeddings[labels]}
-    free = {"encoder_hidden_states": embeddings[2:]}
-    given = objective(of_text(teacher), unconditional=free)
+    unconditional = {"encoder_hidden_states": embeddings[2:]}
+    given = objective(of_text(teacher), unconditional=unconditional)
     losses = given(of_text(with_labels), *pair, generator=generators(6), **text)
     torch.testing.assert_close(losses, expected)
     other = objective(of_text(teacher), unconditional={"encoder_hidden_states": embeddings[:1]})
@@ -366,9 +372,8 @@ def test_guidance_scales_are_drawn_over_the_range_with_density_one_over_its_squa
     objective = MeanFlow(guidance_scale_range=(1.5, 6.0), equal_share=1)
     objective(model, sample, sample, generator=seeded(), class_labels=labels)
     drawn = seen[-1]
-    assert torch.equal(seen[0], drawn) and torch.equal(
-        seen[1], torch.ones(4096)
-    )  # the unconditional call is not guided
+    assert torch.equal(seen[0], drawn)
+    assert torch.equal(seen[1], torch.ones(4096))  # the unconditional call is not guided
     position = (1 / 1.5 - 1 / drawn) / (1 / 1.5 - 1 / 6)
     assert kstest(position.numpy(), "uniform").pvalue > 0.01
 
@@ -376,7 +381,7 @@ def test_guidance_scales_are_drawn_over_the_range_with_density_one_over_its_squa
 # ------------------------------------------------------------------------------------------------------- time pairs
 
 
-def test_time_pairs_are_ordered_draws_and_equal_in_their_share():
+def test_time_pairs_are_ordered_and_a_share_of_them_equal():
     r, t = sample_time_pairs(6000, "logit_normal", -0.4, 1.0, equal_share=0.25, generator=seeded())
     assert (r <= t).all() and r.dtype == t.dtype == torch.float32
     share = (r == t).float().mean().item()
@@ -387,7 +392,7 @@ def test_time_pairs_are_ordered_draws_and_equal_in_their_share():
     assert kstest(r[apart].numpy(), torch.minimum(one, two).numpy()).pvalue > 0.01
 
 
-def test_time_pairs_by_one_generator_per_sample_do_not_depend_on_the_batch():
+def test_time_pairs_with_one_generator_per_sample_do_not_depend_on_the_batch():
     together = sample_time_pairs(5, generator=generators(5))
     for i in range(5):
         for whole, alone in zip(together, sample_time_pairs(1, generator=generators(1, i))):
@@ -406,7 +411,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("derivative", ["forward", "central"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_each_sample_has_the_loss_it_has_alone(name, derivative):
+def test_the_loss_of_a_sample_does_not_depend_on_the_batch(name, derivative):
     model = make_transformer(use_meanflow=True)
     objective = OBJECTIVES[name](derivative=derivative)
     source, sample = randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1)
@@ -432,20 +437,20 @@ def test_gradient_checkpointing_changes_nothing(derivative):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_calls_of_the_network_are_those_that_the_documentation_lists(name):
+def test_the_network_is_called_as_documented(name):
     model, rows = make_transformer(use_meanflow=True), []
     model.register_forward_pre_hook(lambda _, args: rows.append((len(args[0]), torch.is_grad_enabled())))
     objective = OBJECTIVES[name](derivative="central", equal_share=0.5)
-    later = int((lambda r, t: (r < t).sum())(*sample_time_pairs(6, generator=generators(6))))
-    assert 0 < later < 6
+    averaged = int((lambda r, t: (r < t).sum())(*sample_time_pairs(6, generator=generators(6))))
+    assert 0 < averaged < 6
     inputs = {"generator": generators(6), "class_labels": LABELS}
     objective(model, randn(6, 4, 8, 8), randn(6, 4, 8, 8, seed=1), **inputs)
-    own = {"network": [(later, False)], "pair": [], "guided": [(6, False)] * 2, "distillation": []}[name]
-    assert rows == [*own, (2 * later, False), (6, True)]
+    own = {"network": [(averaged, False)], "pair": [], "guided": [(6, False)] * 2, "distillation": []}[name]
+    assert rows == [*own, (2 * averaged, False), (6, True)]
 
 
-def test_every_rank_makes_the_same_calls_even_where_no_sample_has_a_stretch():
-    """Under FSDP a call is a collective: without one row at least for the derivative the ranks would wait for each other."""
+def test_every_rank_makes_the_same_calls_even_if_all_times_are_equal():
+    """Under FSDP a call is a collective: if a rank had no row for the derivative, the others would wait for it."""
     model, rows = make_transformer(use_meanflow=True), []
     model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     objective = MeanFlow(derivative="central", equal_share=1.0, tangent="network")
@@ -454,10 +459,10 @@ def test_every_rank_makes_the_same_calls_even_where_no_sample_has_a_stretch():
 
 
 def test_objectives_learn_one_step_of_a_gaussian():
-    """From nothing, a network of two numbers ends at the exact map of one step: the mean and deviation of the data."""
+    """A small network learns the exact one-step map from scratch: the mean and deviation of the data."""
 
     class Affine(torch.nn.Module):
-        """u = a (r, t) + b (r, t) x, from a few polynomials of the times."""
+        """u = a(r, t) + b(r, t) x, where a and b are quadratic in the times."""
 
         def __init__(self):
             super().__init__()
@@ -512,14 +517,14 @@ TWO_PROCESSES = """
         loss.mean().backward()
         return [p.grad for p in model.parameters()]
 
-    kind, rank = sys.argv[1], None
+    engine = sys.argv[1]
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     rows = slice(4 * rank, 4 * rank + 4)
-    for derivative in ("forward", "central") if kind == "ddp" else ("central",):
+    for derivative in ("forward", "central") if engine == "ddp" else ("central",):
         expected = gradient(make_transformer(use_meanflow=True), slice(0, 8), derivative)
         model = make_transformer(use_meanflow=True)
-        if kind == "ddp":
+        if engine == "ddp":
             model = torch.nn.parallel.DistributedDataParallel(model)
         else:
             for block in model.transformer_blocks:
@@ -546,25 +551,25 @@ TWO_PROCESSES = """
             torch.testing.assert_close(a, e, rtol=2e-3, atol=1e-5)
     print("same gradients", flush=True)
     dist.destroy_process_group()
-    os._exit(0)  # gloo's threads outlive the group under FSDP, and abort where one drops a tensor of a dying interpreter
+    os._exit(0)  # under FSDP, gloo's threads outlive the group and can abort the interpreter as it exits
 """
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_have_the_gradient_of_one(tmp_path, kind):
-    """Forward mode and central difference under DDP, the latter under FSDP (FSDP2), which refuses the former."""
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_two_processes_have_the_gradient_of_one(tmp_path, engine):
+    """Both derivatives under DDP; under FSDP2 the central difference, while forward mode is refused."""
     (tmp_path / "two.py").write_text(textwrap.dedent(TWO_PROCESSES))
     launcher = "-m torch.distributed.run --standalone --nproc_per_node 2"
-    output = run_process(*launcher.split(), "two.py", kind, os.path.dirname(__file__), cwd=tmp_path)
+    output = run_process(*launcher.split(), "two.py", engine, Path(__file__).parents[1], cwd=tmp_path)
     assert output.count("same gradients") == 2
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_what_has_no_derivative_is_refused():
+def test_models_without_a_derivative_are_refused():
     model = make_transformer(use_meanflow=True)
-    with attention_backend("native"):  # what a model sets, diffusers sets for all; this puts it back
+    with attention_backend("native"):  # a model sets the backend of all models in diffusers; this restores it
         for backend in ("native", "_native_math"):
             model.set_attention_backend(backend)
             check_derivative(model, "forward")
@@ -608,7 +613,7 @@ def test_settings_are_checked(objective, settings, named):
         objective(**settings)
 
 
-def test_a_teacher_and_labels_are_asked_for():
+def test_a_missing_teacher_and_missing_labels_are_named():
     with pytest.raises(ValueError, match="`teacher` must be given"):
         Distillation()
     with pytest.raises(ValueError, match="`tangent` must be left out"):

@@ -358,7 +358,7 @@ def test_a_used_up_schedule_is_refused():
         ({"time_shift_type": "cubic"}, "`time_shift_type` must be"),
         ({"shift_terminal": 1.0}, "`shift_terminal` must be"),
         ({"solver_order": 3}, "`solver_order` must be 1 or 2, got 3"),
-        ({"projection": "box"}, "`projection` must be one of"),
+        ({"projection": "box"}, "`projection` must be 'bicubic', 'area', 'dct' or 'pca', got 'box'"),
         ({"factor": 0}, "`factor` must be"),
         ({"noise_ratio": 1.5}, "`noise_ratio` must be"),
         ({"noise_ratio": 0.1, "noise_ratio_range": [0.3, 0.8]}, "`noise_ratio` must be"),

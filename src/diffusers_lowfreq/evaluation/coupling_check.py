@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Is the identity coupling optimal? The exact assignment tells."""
+"""Is the identity coupling optimal? The exact assignment answers."""
 
 import os
 import re
@@ -10,10 +10,10 @@ import torch
 
 from diffusers.utils import BaseOutput
 
-from .distances import refuse_non_finite
+from ..guards.tensors import check_finite
 
 
-BLOCK = 512
+BLOCK = 512  # rows
 
 
 @dataclass
@@ -23,13 +23,13 @@ class CouplingCheckOutput(BaseOutput):
 
     Args:
         identity_fraction (`float`):
-            Share of the pairs that the exact assignment leaves together.
+            Share of the pairs that the exact assignment keeps.
         cost_ratio (`float`):
-            Cost of the exact assignment over the cost of the identity, at most 1.
+            Cost of the exact assignment divided by the cost of the identity, at most 1.
         partner (`torch.Tensor` of shape `(num_pairs,)`, int64):
             The sample that the exact assignment gives to each source.
         num_pairs (`int`):
-            How many pairs were compared. Both figures fall with it: report it with them.
+            The number of pairs. Both figures fall as it grows: report it with them.
     """
 
     identity_fraction: float
@@ -46,32 +46,32 @@ def coupling_check(
     progress: Callable[[Iterable], Iterable] | None = None,
 ) -> CouplingCheckOutput:
     """
-    Compare the identity coupling with the exact optimal assignment of squared Euclidean costs.
+    Compare the identity coupling with the optimal assignment for squared Euclidean costs.
 
-    Needs `8 * num_pairs**2 + 16384 * dim` bytes (`dim` elements a sample): 0.8 GiB for 10,000 images of 3x32x32, where
-    the process grew by 1.1 GiB with the libraries. The costs are float64 products of blocks, on the device of the
-    source; the assignment runs on one CPU core, without progress. Those images took 26 s of one core where the identity
-    was nearly optimal, 75 s for independent noise.
+    This needs `8 * num_pairs**2 + 16384 * dim` bytes (`dim` elements per sample): 0.8 GiB for 10,000 images of 3x32x32,
+    where the process grew by 1.1 GiB with the libraries. The costs are float64 products of blocks, on the device of the
+    source. The assignment runs on one CPU core and reports no progress. For those images it took 26 s when the identity was
+    nearly optimal, and 75 s for independent noise.
 
-    Subtracting a number from a whole row or column of the costs changes no assignment. They are shifted so that the
-    identity costs zero, which is what a nearly optimal identity needs to be confirmed at once. Where another assignment
-    costs the same (equal images, for one), the identity is counted as kept.
+    Subtracting a number from a whole row or column of the costs does not change the optimal assignment. The costs are shifted
+    so that the identity costs zero; the solver then confirms a nearly optimal identity at once. If another assignment costs
+    the same (with equal images, for example), the identity counts as kept.
 
     Args:
         source (`torch.Tensor` of shape `(num_pairs, ...)`):
-            Where the flow starts.
+            Start points of the flow.
         sample (`torch.Tensor` of the shape of `source`):
-            Where it ends; row i is paired with row i of the source.
+            End points; the identity pairs row i with row i of the source.
         memory_limit (`int`, defaults to `4 * 2**30`):
-            Bytes that may be used.
+            The most memory to use, in bytes.
         progress (`Callable`, *optional*):
             Wraps the iterable of the blocks of the cost matrix, as `tqdm` does.
 
     Returns:
-        [`CouplingCheckOutput`]: What the exact assignment keeps and saves.
+        [`CouplingCheckOutput`]: How much of the identity the optimal assignment keeps, and how much cost it saves.
 
     Raises:
-        ValueError: If the shapes differ, values are not finite, or the pairs fit neither the limit nor the free memory
+        ValueError: If the shapes differ, a value is not finite, or the pairs need more than the limit or the free memory
             (which is known on Linux only).
     """
     from scipy.optimize import linear_sum_assignment
@@ -83,14 +83,14 @@ def coupling_check(
         shapes = f"{tuple(source.shape)} and {tuple(sample.shape)}"
         raise ValueError(f"`source` and `sample` must have one shape (num_pairs >= 1, ...), got {shapes}.")
     needed = 8 * num_pairs**2 + 32 * BLOCK * source[0].numel()
-    for name, bytes_there in (("`memory_limit`", memory_limit), ("free memory", _free_memory())):
-        if bytes_there is not None and needed > bytes_there:
+    for name, available in (("`memory_limit`", memory_limit), ("free memory", _free_memory())):
+        if available is not None and needed > available:
             raise ValueError(
-                f"{num_pairs} pairs need {needed / 2**30:.2f} GiB, but the {name} is {bytes_there / 2**30:.2f} GiB; "
+                f"{num_pairs} pairs need {needed / 2**30:.2f} GiB, but the {name} is {available / 2**30:.2f} GiB; "
                 "pass fewer rows of `source` and `sample`."
             )
-    refuse_non_finite("source", source)
-    refuse_non_finite("sample", sample)
+    check_finite("source", source)
+    check_finite("sample", sample)
 
     def block(x, rows):
         return x[rows].to(source.device).flatten(1).double()
@@ -101,7 +101,7 @@ def coupling_check(
         left = block(source, rows)
         for columns in blocks:
             cost[rows, columns] = (left @ block(sample, columns).T).cpu()
-    # |s_i - x_j|^2 up to a term of the row and one of the column: s_i.x_i + s_j.x_j - 2 s_i.x_j
+    # |s_i - x_j|^2, up to a term of the row and one of the column, is s_i.x_i + s_j.x_j - 2 s_i.x_j
     own = cost.diagonal().clone()
     cost.mul_(-2).add_(own).add_(own[:, None])
     partner = torch.from_numpy(linear_sum_assignment(cost.numpy())[1]).long()
@@ -111,7 +111,7 @@ def coupling_check(
 
     identity = torch.arange(num_pairs)
     before, after = distances(identity), distances(partner)
-    # A cycle of the permutation that saves nothing is a tie
+    # A cycle of the permutation that saves no cost is a tie
     graph = coo_array(([True] * num_pairs, (identity.numpy(), partner.numpy())), (num_pairs, num_pairs))
     cycle = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
     tied = (cycle.bincount(after) >= (1 - 1e-12) * cycle.bincount(before))[cycle]
@@ -125,7 +125,7 @@ def coupling_check(
 
 
 def _free_memory() -> int | None:
-    """Read the bytes that can be allocated without swapping, on Linux."""
+    """Return how many bytes can be allocated without swapping, or `None` if the system is not Linux."""
     if not os.path.exists("/proc/meminfo"):
         return None
     with open("/proc/meminfo") as file:

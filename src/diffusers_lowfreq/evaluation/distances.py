@@ -5,40 +5,34 @@ import torch
 
 from diffusers.utils import logging
 
+from ..guards.tensors import check_finite, check_shape
+from ..guards.values import check_count, is_integer
+
 
 logger = logging.get_logger(__name__)
 
-BLOCK = 1024
+BLOCK = 1024  # rows
 
 
-def refuse_non_finite(name: str, x: torch.Tensor, first: int = 0):
-    """Raise a `ValueError` that counts and names the rows of `x` with NaN or infinite values, numbered from `first`."""
-    bad = (~x.isfinite()).flatten(1).any(1).nonzero()[:, 0]
-    if len(bad):
-        rows = ", ".join(str(first + i) for i in bad[:10].tolist()) + (", ..." if len(bad) > 10 else "")
-        raise ValueError(f"`{name}` must be finite, but {len(bad)} of {len(x)} samples are not: {rows}.")
-
-
-def _refuse_shapes(smallest: int, dim: int, **sets: torch.Tensor):
-    for name, x in sets.items():
-        if x.ndim != 2 or len(x) < smallest or x.shape[1] != dim:
-            raise ValueError(f"`{name}` must have shape (num >= {smallest}, {dim}), got {tuple(x.shape)}.")
-        refuse_non_finite(name, x)
+def _check_features(least: int, dim: int, **sets: torch.Tensor):
+    for name, features in sets.items():
+        check_shape(name, features, "num", dim, least=least)
+        check_finite(name, features)
 
 
 class FeatureMoments:
     """
-    Gather the mean and the covariance of features in one pass, in float64 on the CPU (Chan et al. 1979).
+    Compute the mean and the covariance of features in one pass, in float64 on the CPU (Chan et al. 1979).
 
-    Memory does not depend on the number of features seen, and the result depends on neither batches nor order, up to
-    rounding.
+    Memory does not grow with the number of features. Up to rounding, the result depends on neither the batches nor their
+    order.
 
     Args:
         dim (`int`):
             Length of a feature.
 
     Attributes:
-        count (`int`): Features seen.
+        count (`int`): Number of features so far.
         mean (`torch.Tensor` of shape `(dim,)`): Their mean.
     """
 
@@ -64,22 +58,21 @@ class FeatureMoments:
                 New features.
 
         Raises:
-            ValueError: If the shape is another, or values are not finite; nothing is added then.
+            ValueError: If the shape does not fit, or a value is not finite. Nothing is added then.
         """
-        if features.ndim != 2 or len(features) < 1 or features.shape[1] != self.dim:
-            raise ValueError(f"`features` must have shape (batch >= 1, {self.dim}), got {tuple(features.shape)}.")
-        refuse_non_finite("features", features, self.count)
+        check_shape("features", features, "batch", self.dim)
+        check_finite("features", features, self.count)
         features = features.detach().to("cpu", torch.float64)
         mean = features.mean(0)
         self._add(len(features), mean, (features - mean).T @ (features - mean))
 
     def merge(self, other: "FeatureMoments"):
         """
-        Add what another process has gathered.
+        Add the moments of other features, for example from another process.
 
         Args:
             other (`FeatureMoments`):
-                Moments of other features; left as they are.
+                The other moments. They are not changed.
 
         Raises:
             ValueError: If the dimensions differ.
@@ -101,14 +94,14 @@ def frechet_distance(features: torch.Tensor | FeatureMoments, reference: torch.T
     Compute the Fréchet distance between Gaussians fitted to two sets of features.
 
     `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))` (Dowson & Landau 1982; Heusel et al. 2017, arXiv 1706.08500, eq. 6).
-    It is an FID only with Inception features. A set of no more features than they are long gives a covariance of less
-    than full rank, and a distance that is too large: this logs a warning.
+    Only with Inception features is it an FID. If a set has no more features than dimensions, its covariance does not have
+    full rank and the distance is too large; a warning says so.
 
     Args:
         features (`torch.Tensor` of shape `(num, dim)` or [`FeatureMoments`]):
             Features of one set, or their moments.
         reference (`torch.Tensor` of shape `(num_reference, dim)` or [`FeatureMoments`]):
-            Features of the other, or their moments.
+            Features of the other set, or their moments.
 
     Returns:
         `float`: The distance, in squared units of the features.
@@ -119,7 +112,7 @@ def frechet_distance(features: torch.Tensor | FeatureMoments, reference: torch.T
     moments = []
     for name, x in (("features", features), ("reference", reference)):
         if isinstance(x, torch.Tensor):
-            _refuse_shapes(2, x.shape[-1], **{name: x})
+            _check_features(2, x.shape[-1], **{name: x})
             x, rows = FeatureMoments(x.shape[1]), x
             x.update(rows)
         moments.append(x)
@@ -148,18 +141,19 @@ def kernel_distance(
     """
     Estimate the squared maximum mean discrepancy of two sets under the kernel `(x.y / dim + 1)^3`.
 
-    The unbiased estimator (Binkowski et al. 2018, arXiv 1801.01401, eq. 4), in float64: its expectation does not
+    This is the unbiased estimator (Binkowski et al. 2018, arXiv 1801.01401, eq. 4), in float64. Its expectation does not
     depend on the number of features, and it can be negative.
 
     Args:
         features (`torch.Tensor` of shape `(num, dim)`):
             Features of one set.
         reference (`torch.Tensor` of shape `(num_reference, dim)`):
-            Features of the other.
+            Features of the other set.
         num_subsets (`int`, *optional*, defaults to `50`):
-            Estimates to average, each from its own random subsets; with `None` or `1`, one from the whole sets.
+            Number of estimates to average, each from its own random subsets. `None` or `1` makes one estimate from the
+            whole sets.
         subset_size (`int`, defaults to `1000`):
-            Rows of a subset, of each set; the smaller set's size where that is less.
+            Rows of each subset, at most the size of the smaller set.
         generator (`torch.Generator`, *optional*):
             Draws the subsets.
 
@@ -167,13 +161,14 @@ def kernel_distance(
         `tuple[float, float]`: Mean and standard deviation over the subsets; the latter is 0 for whole sets.
 
     Raises:
-        ValueError: If the dimensions differ, a value is not finite, a set has fewer than two rows, there is no subset,
-            or a subset would have fewer than two rows.
+        ValueError: If the dimensions differ, a value is not finite, a set has fewer than two rows, `num_subsets` is not
+            positive, or `subset_size` is below 2.
     """
-    _refuse_shapes(2, reference.shape[-1], features=features, reference=reference)
-    if (num_subsets is not None and num_subsets < 1) or subset_size < 2:
-        came = f"{num_subsets} and {subset_size}"
-        raise ValueError(f"`num_subsets` must be at least 1 and `subset_size` at least 2, got {came}.")
+    _check_features(2, reference.shape[-1], features=features, reference=reference)
+    if num_subsets is not None:
+        check_count("num_subsets", num_subsets)
+    if not is_integer(subset_size) or subset_size < 2:
+        raise ValueError(f"`subset_size` must be an integer from 2 on, got {subset_size!r}.")
     sets = features.double(), reference.to(features.device).double()
     if num_subsets in (None, 1):
         return _squared_mmd(*sets).item(), 0.0
@@ -203,8 +198,9 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor, num_neighb
     """
     Estimate the share of each set that lies on the manifold of the other (Kynkäänniemi et al. 2019, arXiv 1904.06991).
 
-    A manifold is the union of balls around the features of a set that reach to their k-th nearest neighbour in it
-    (eq. 1). Both figures depend on the sizes of the sets. In float64, by blocks of rows.
+    The manifold of a set is the union of balls around its features, each as large as the distance to the k-th nearest
+    neighbour in the set (eq. 1). Both shares depend on the sizes of the sets. They are computed in float64, by blocks of
+    rows.
 
     Args:
         features (`torch.Tensor` of shape `(num, dim)`):
@@ -215,15 +211,14 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor, num_neighb
             The k above.
 
     Returns:
-        `tuple[float, float]`: Precision, the share of the generated within the real; recall, of the real within the
-        generated.
+        `tuple[float, float]`: Precision, the share of generated features on the real manifold, and recall, the share of
+        real features on the generated manifold.
 
     Raises:
         ValueError: If the dimensions differ, a value is not finite, or a set has no more than `num_neighbors` rows.
     """
-    if num_neighbors < 1:
-        raise ValueError(f"`num_neighbors` must be at least 1, got {num_neighbors}.")
-    _refuse_shapes(num_neighbors + 1, reference.shape[-1], features=features, reference=reference)
+    check_count("num_neighbors", num_neighbors)
+    _check_features(num_neighbors + 1, reference.shape[-1], features=features, reference=reference)
     features, reference = features.double(), reference.to(features.device).double()
 
     def radii(x):  # each row is its own nearest neighbour

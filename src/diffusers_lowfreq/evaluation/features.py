@@ -1,11 +1,14 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Statistics of the features of images, and the comparison of two sets of them."""
+"""Statistics of image features, and the comparison of two sets."""
 
+import math
 from itertools import chain
 
 import torch
 
-from .distances import FeatureMoments, frechet_distance, kernel_distance, precision_recall, refuse_non_finite
+from ..guards.tensors import check_finite, check_shape
+from ..guards.values import check_count
+from .distances import FeatureMoments, frechet_distance, kernel_distance, precision_recall
 
 
 def compare(
@@ -17,17 +20,17 @@ def compare(
     """
     Compare generated with real images by their features.
 
-    The Fréchet distance is that of all images, the other figures are of the features kept.
+    The Fréchet distance uses all images. The other figures use the features that are kept.
 
     Args:
         generated (`FeatureStatistics`):
             Statistics of generated images.
         reference (`FeatureStatistics`):
-            Statistics of real images, by the same extractor.
+            Statistics of real images, from the same extractor.
         generator (`torch.Generator`, *optional*):
             Draws the subsets of the kernel distance.
         kernel_subsets (`int`, *optional*, defaults to `50`):
-            How many; with `None`, one estimate from all the features kept, which costs a tenth.
+            Number of subsets. `None` makes one estimate from all the features that are kept, at a tenth of the cost.
 
     Returns:
         `dict`: `extractor`, `split` (of the reference), `num_images`, `num_reference`, `frechet_distance` (called `fid`
@@ -63,24 +66,24 @@ def compare(
 
 class FeatureStatistics:
     """
-    Gather what the comparison of two sets of images needs, batch by batch.
+    Collect, batch by batch, what [`compare`] needs of a set of images.
 
-    The moments of all features are kept, and the first features themselves: give images in random order.
+    The moments of all features are kept, and the first features themselves: give the images in random order.
 
     Args:
         extractor (`torch.nn.Module`):
-            Maps RGB images in [0, 1], `(batch, 3, height, width)`, to features `(batch, dim)`, or to a tuple that ends
-            with them. It is put in evaluation mode and called where its parameters are, in their type.
+            Maps RGB images in [0, 1], `(batch, 3, height, width)`, to features `(batch, dim)`, or to a tuple whose last
+            element they are. It is put in evaluation mode, and called on the device and in the dtype of its parameters.
         name (`str`, *optional*):
-            What results call the extractor; by default its class.
+            Name of the extractor in the results, by default that of its class.
         split (`str`, *optional*):
-            What the images are, `"test"` for one.
+            Name of the image set, such as `"test"`.
         max_features (`int`, defaults to `10_000`):
-            How many features are kept for the kernel distance, precision and recall.
+            Number of features to keep for the kernel distance, precision and recall.
 
     Attributes:
-        moments ([`FeatureMoments`] or `None`): Moments of all features; `None` before the first.
-        num_images (`int`): Images seen.
+        moments ([`FeatureMoments`] or `None`): Moments of all features; `None` before the first batch.
+        num_images (`int`): Number of images so far.
     """
 
     compare = compare
@@ -92,8 +95,7 @@ class FeatureStatistics:
         split: str | None = None,
         max_features: int = 10_000,
     ):
-        if max_features < 1:
-            raise ValueError(f"`max_features` must be at least 1, got {max_features}.")
+        check_count("max_features", max_features, math.inf)
         self.extractor = extractor.eval()
         self.name = getattr(extractor, "original_name", type(extractor).__name__) if name is None else name
         self.split = split
@@ -122,19 +124,18 @@ class FeatureStatistics:
                 Images per call of the extractor.
 
         Raises:
-            ValueError: If images or features have another shape, range or type, or values are not finite (the samples
-                are counted and named by their number since the first update); nothing is added then.
+            ValueError: If the shape, range or dtype of images or features does not fit, or a value is not finite (samples are
+                numbered from the first update on). Nothing is added then.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or len(images) < 1 or not images.is_floating_point():
-            came = f"{images.dtype} {tuple(images.shape)}"
-            raise ValueError(f"`images` must be floating point of shape (num >= 1, 3, height, width), got {came}.")
-        refuse_non_finite("images", images, self.num_images)
+        check_shape("images", images, "num", 3, "height", "width", is_floating=True)
+        check_finite("images", images, self.num_images)
         low, high = images.min().item(), images.max().item()
         if low < 0 or high > 1:
             raise ValueError(f"`images` must lie in [0, 1], got values from {low} to {high}.")
-        like = next((p for p in chain(self.extractor.parameters(), self.extractor.buffers()) if p.is_floating_point()), images)  # fmt: skip
+        tensors = chain(self.extractor.parameters(), self.extractor.buffers())
+        like = next((tensor for tensor in tensors if tensor.is_floating_point()), images)
         features = torch.cat([self._extract(batch.to(like)) for batch in images.split(batch_size)])
-        refuse_non_finite("extractor", features, self.num_images)
+        check_finite("extractor", features, self.num_images)
         if self.moments is None:
             self.moments = FeatureMoments(features.shape[1])
         missing = max(self.max_features - self.num_images, 0)
@@ -146,15 +147,15 @@ class FeatureStatistics:
         output = self.extractor(images)
         features = output[-1] if isinstance(output, (tuple, list)) else output
         dim = self.moments.dim if self.moments is not None else "dim"
-        came = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-        if not isinstance(came, tuple) or len(came) != 2 or came[0] != len(images) or dim not in ("dim", came[1]):
-            raise ValueError(f"`extractor` must give features of shape ({len(images)}, {dim}), got {came}.")
+        got = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        if not isinstance(got, tuple) or len(got) != 2 or got[0] != len(images) or dim not in ("dim", got[1]):
+            raise ValueError(f"`extractor` must give features of shape ({len(images)}, {dim}), got {got}.")
         return features.float().cpu()
 
 
 class InceptionV3(torch.nn.Module):
     """
-    Feed images in [0, 1] to the Inception network of FID, which takes bytes.
+    Give images in [0, 1] to the Inception network of FID, which takes bytes.
 
     Args:
         network (`torch.nn.Module`):
@@ -172,9 +173,9 @@ class InceptionV3(torch.nn.Module):
 
 def inception_extractor() -> torch.nn.Module:
     """
-    Build the feature extractor of FID, as torchmetrics has it.
+    Build the feature extractor of FID from torchmetrics.
 
-    torchmetrics downloads the weights on the first use. Only with this extractor does [`compare`] say `fid`.
+    torchmetrics downloads the weights on first use. Only with this extractor does [`compare`] report a `fid`.
 
     Returns:
         `torch.nn.Module`: Maps images in [0, 1] to 2048 features.

@@ -1,36 +1,38 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""What a low-frequency source would be for a set of images or latents, from running sums in one pass."""
+"""How well a low-frequency source would fit a set of images or latents, from running sums in one pass."""
 
 from collections.abc import Sequence
 
 import torch
 
+from ..guards.tensors import check_finite, check_shape
+from ..guards.values import check_number
 from ..projections import PROJECTIONS, LowFrequencyProjection
 
 
 class SourceStatistics:
     r"""
-    Measure energy kept and path length for several projections and factors; memory does not grow with the set.
+    Measure the energy kept and the path length for several projections and factors, in memory that does not grow with the set.
 
-    With `T` the projection, `x` a sample at working scale and `source = (1 - alpha) * T(x) + alpha * noise`:
+    With the projection `T`, a sample `x` at working scale and `source = (1 - alpha) * T(x) + alpha * noise`:
 
     - energy kept: `1 - E||x - T(x)||^2 / E||x - mean||^2`, with one mean per channel over samples and positions. For an
-      orthogonal projection this is the share of the variance that lies in `T(x)`;
+      orthogonal projection this is the share of the variance in `T(x)`;
     - path length: `E||source - x||^2` per element
       `= (1 - alpha)^2 R + 2 alpha (1 - alpha) C + alpha^2 (E x^2 + 1)`, where `R = E (x - T(x))^2`
       and `C = E (x - T(x)) x`. At unit scale it is 2 for `alpha = 1`, whatever the projection.
 
-    `T` acts on each channel by itself and keeps constants, so both follow from sums over the raw samples, and the scale of
-    the channels may be known only at the end.
+    `T` acts on each channel separately and preserves constants. So both follow from sums over the raw samples, and the scale
+    of the channels need not be known before the end.
 
     Args:
         projections (`Sequence[str]`, defaults to `("bicubic", "area", "dct")`):
-            Names of projections.
+            The projections to measure.
         factors (`Sequence[int]`, defaults to `(2, 4, 8)`):
-            Factors, each of which must divide the height and width of the samples.
+            The factors to measure. Each must divide the height and width of the samples.
         unit_scale (`bool`, defaults to `True`):
-            Work at zero mean and unit variance per channel, which are measured on the way (latents), or at the scale
-            of the samples as they come (pixels).
+            Whether to work at zero mean and unit variance per channel, by the measured statistics (for latents), or at the
+            scale of the given samples (for pixels).
     """
 
     def __init__(
@@ -58,20 +60,17 @@ class SourceStatistics:
 
         Raises:
             ValueError: If the shape differs from that of earlier samples, a factor does not divide it, or a sample is
-                not finite.
+                not finite. The sums are unchanged then.
         """
-        if sample.ndim != 4 or (self.shape is not None and tuple(sample.shape[1:]) != self.shape):
-            expected = "channels, height, width" if self.shape is None else ", ".join(map(str, self.shape))
-            raise ValueError(f"`sample` must have shape (batch, {expected}), got {tuple(sample.shape)}.")
-        finite = sample.isfinite().flatten(1).all(1)
-        if not finite.all():
-            raise ValueError(f"`sample` must be finite, got {int((~finite).sum())} of {len(sample)} that are not.")
+        shape = ("channels", "height", "width") if self.shape is None else self.shape
+        check_shape("sample", sample, "batch", *shape, least=0)
+        check_finite("sample", sample, self.num_samples)
         x = sample.double()
         lost = {}
         for key, projection in self.projections.items():
             r = projection.complement(x)
             lost[key] = torch.stack([r.square().sum((0, 2, 3)), (r * x).sum((0, 2, 3)), r.sum((0, 2, 3))]).cpu()
-        # Nothing was refused: only now are the sums touched.
+        # Nothing was refused: only now do the sums change
         for key, value in lost.items():
             self._lost[key] = self._lost[key] + value
         self._moments = self._moments + torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]).cpu()
@@ -79,14 +78,14 @@ class SourceStatistics:
         self.num_samples += len(x)
         self.shape = tuple(x.shape[1:])
 
-    def _need_samples(self):
+    def _check_samples(self):
         if not self.num_samples:
             raise ValueError("`update` must be called with at least one sample first.")
 
     @property
     def mean(self) -> torch.Tensor:
         """Mean of the raw samples per channel, `(channels,)` in float64."""
-        self._need_samples()
+        self._check_samples()
         return self._moments[0] / self._elements
 
     @property
@@ -101,7 +100,7 @@ class SourceStatistics:
         return torch.zeros_like(self.mean), torch.ones_like(self.mean)
 
     def _find(self, projection: str, factor: int) -> torch.Tensor:
-        self._need_samples()
+        self._check_samples()
         if (projection, factor) not in self._lost:
             raise ValueError(
                 f"`projection` and `factor` must be one of {list(self._lost)}, got {(projection, factor)!r}."
@@ -114,10 +113,10 @@ class SourceStatistics:
 
         Args:
             projection (`str`), factor (`int`):
-                One of those that were measured.
+                A pair that was measured.
 
         Raises:
-            ValueError: If they were not measured, or all samples are the same constant.
+            ValueError: If the pair was not measured, or all samples are the same constant.
         """
         lost = self._find(projection, factor)[0]
         scale = self._scale()[1]
@@ -132,16 +131,15 @@ class SourceStatistics:
 
         Args:
             projection (`str`), factor (`int`):
-                One of those that were measured.
+                A pair that was measured.
             noise_ratio (`float`):
                 The paper's alpha, in [0, 1]; at 1 the source is Gaussian noise.
 
         Raises:
-            ValueError: If `projection` and `factor` were not measured or `noise_ratio` is not in [0, 1].
+            ValueError: If the pair was not measured, or `noise_ratio` is not in [0, 1].
         """
         square, with_x, plain = self._find(projection, factor)
-        if not 0 <= noise_ratio <= 1:
-            raise ValueError(f"`noise_ratio` must be in [0, 1], got {noise_ratio!r}.")
+        check_number("noise_ratio", noise_ratio, 0, 1)
         shift, scale = self._scale()
         total, total_square = self._moments
         lost = square / scale**2
