@@ -2,6 +2,7 @@
 """One small diffusion transformer, for the flow and for the prior model alike."""
 
 import math
+import re
 
 import torch
 import torch.nn as nn
@@ -28,6 +29,29 @@ SIZES = {
     "large": {"num_layers": 24, "num_attention_heads": 16, "attention_head_dim": 64},
     "xlarge": {"num_layers": 28, "num_attention_heads": 18, "attention_head_dim": 64},
 }
+
+
+def read_size(size: str) -> dict[str, int]:
+    """
+    Read the size of a network, as the arguments of [`LowFreqTransformer2DModel`].
+
+    Args:
+        size (`str`):
+            A name of `SIZES`, or `LAYERSxHEADSxHEAD_DIM`, such as `"6x4x64"`.
+
+    Returns:
+        `dict[str, int]`: `num_layers`, `num_attention_heads` and `attention_head_dim`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(size, str) and size in SIZES:
+        return dict(SIZES[size])
+    numbers = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)x([1-9][0-9]*)", size) if isinstance(size, str) else None
+    if numbers is None:
+        raise ValueError(f"`size` must be among {list(SIZES)} or LAYERSxHEADSxHEAD_DIM, got {size!r}.")
+    names = ("num_layers", "num_attention_heads", "attention_head_dim")
+    return dict(zip(names, map(int, numbers.groups())))
 
 
 MAX_SIZE = 2**16  # of layers, heads, channels and sides
@@ -411,6 +435,35 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         if kwargs.get("use_safetensors") is False:
             raise ValueError("`use_safetensors` must be True: pickles are not loaded, got False.")
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape `(channels, height, width)` of the samples that the model was trained on."""
+        size = self.config.sample_size
+        return (self.config.in_channels, *([size] * 2 if isinstance(size, int) else size))
+
+    def normalize(self, sample: torch.Tensor) -> torch.Tensor:
+        """
+        Bring samples `(batch, channels, height, width)` to the unit scale that the model works at.
+
+        It is `(sample - sample_mean) / sample_std`, or the samples themselves where the model has no statistics.
+        """
+        if self.config.sample_std is None:
+            return sample
+        mean, std = self._statistics(sample)
+        return (sample - mean) / std
+
+    def denormalize(self, sample: torch.Tensor) -> torch.Tensor:
+        """Undo [`~LowFreqTransformer2DModel.normalize`]: `sample * sample_std + sample_mean`."""
+        if self.config.sample_std is None:
+            return sample
+        mean, std = self._statistics(sample)
+        return sample * std + mean
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        statistics = (self.config.sample_mean, self.config.sample_std)
+        mean, std = (like.new_tensor(values).view(-1, 1, 1) for values in statistics)
+        return mean, std
 
     @apply_lora_scale("attention_kwargs")
     def forward(

@@ -208,6 +208,21 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             raise ValueError(f"`{name}` must be in the trained range {list(allowed)}, got {noise_ratio!r}.")
         return float(noise_ratio)
 
+    def alpha(self, noise_ratio: float | None = None, name: str = "noise_ratio") -> float:
+        """
+        Resolve the noise ratio of a call, the paper's alpha: `noise_ratio`, or that of the configuration when omitted.
+
+        Args:
+            noise_ratio (`float`, *optional*):
+                What the call asks for.
+            name (`str`, defaults to `"noise_ratio"`):
+                What the call names it.
+
+        Raises:
+            ValueError: If the source may not be made with it, see [`~LowFreqFlowMatchScheduler.check_noise_ratio`].
+        """
+        return self.check_noise_ratio(self.config.noise_ratio if noise_ratio is None else noise_ratio, name)
+
     def make_source(
         self,
         low: torch.Tensor,
@@ -246,7 +261,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
                 raise ValueError(f"`noise_ratio` must have shape ({len(noise)},), got {tuple(noise_ratio.shape)}.")
             alpha = noise_ratio.float().view(-1, *[1] * (noise.ndim - 1))
         else:
-            alpha = self.check_noise_ratio(self.config.noise_ratio if noise_ratio is None else noise_ratio)
+            alpha = self.alpha(noise_ratio)
         return ((1 - alpha) * upsampled + alpha * noise).to(noise.dtype)
 
     def make_source_from_sample(
