@@ -1,15 +1,24 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""FLOPs of one network call, measured."""
+"""FLOPs of one network call, counted on a copy without weights."""
+
+import copy
+from collections import OrderedDict
+from weakref import WeakKeyDictionary
 
 import torch
+
+
+_COUNTS = WeakKeyDictionary()  # for each network what it costs, by its structure and the shapes of its inputs
 
 
 @torch.no_grad()
 def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **condition) -> int:
     """
-    Count the floating point operations of one unguided forward pass for one image, by running it.
+    Count the floating point operations of one unguided forward pass for one image.
 
-    Matrix products, convolutions and attention are counted (`torch.utils.flop_counter`), a multiply-add as two.
+    Matrix products, convolutions and attention are counted (`torch.utils.flop_counter`), a multiply-add as two; quantised
+    weights count as the plain ones. A network is counted once for each shape, on a copy without weights: it does not run
+    itself, and nothing is computed. Only a network that looks at its numbers has no such copy, and runs once.
 
     Args:
         model (`torch.nn.Module`):
@@ -23,18 +32,58 @@ def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **conditi
     Returns:
         `int`: The count.
     """
+    model = getattr(model, "_orig_mod", model)  # of a compiled one
+    shapes = {name: tuple(value.shape) for name, value in condition.items()}
+    key = (_structure(model), tuple(sample_shape), tuple(sorted(shapes.items())))
+    counts = _COUNTS.setdefault(model, {})
+    if key not in counts:
+        try:
+            counts[key] = _run(_without_weights(model), torch.device("meta"), torch.float32, sample_shape, condition)
+        except Exception:  # whatever a network does that takes numbers; a bad input fails here again
+            counts[key] = _run(model, model.device, model.dtype, sample_shape, condition)
+    return counts[key]
+
+
+def _run(model, device: torch.device, dtype: torch.dtype, sample_shape: tuple[int, ...], condition: dict) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    sample = torch.zeros(1, *sample_shape, dtype=model.dtype, device=model.device)
-    timestep = torch.full((1,), 500.0, device=model.device)
-    config, one = getattr(model, "config", {}), torch.ones(1, device=model.device)
+    sample, one = torch.zeros(1, *sample_shape, dtype=dtype, device=device), torch.ones(1, device=device)
+    config = getattr(model, "config", {})
     required = {"noise_ratio": "use_noise_ratio", "guidance": "guidance_scale_range"}
-    required = {name: one for name, flag in required.items() if config.get(flag)}
+    inputs = {name: one for name, setting in required.items() if config.get(setting)}
     if config.get("caption_channels"):
-        required["encoder_hidden_states"] = sample.new_zeros(1, 1, config["caption_channels"])
-    condition = required | condition
-    # The fused CPU attention is unknown to the counter; the mathematical one is made of matrix products.
+        inputs["encoder_hidden_states"] = sample.new_zeros(1, 1, config["caption_channels"])
+    inputs |= {name: value.to(device) for name, value in condition.items()}
+    # The fused attention of a CPU is unknown to the counter; the mathematical one is made of matrix products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(sample, timestep, **condition)
+        model(sample, 500.0 * one, **inputs)
     return counter.get_total_flops()
+
+
+def _without_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """Copy a network, adapters too, onto the `meta` device: in float32, without hooks and with the `forward` of its classes."""
+    memo = {}  # what `deepcopy` takes for its copy of an object
+    for x in (*model.parameters(), *model.buffers()):
+        memo[id(x)] = torch.empty(x.shape, dtype=torch.float32 if x.is_floating_point() else x.dtype, device="meta")
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if not isinstance(value, (bool, type(None))) and ("hook" in name or name == "forward"):
+                memo[id(value)] = OrderedDict()
+    bare = copy.deepcopy(model, memo)
+    for module in bare.modules():
+        vars(module).pop("forward", None)
+    return bare
+
+
+def _structure(model: torch.nn.Module) -> tuple:
+    """Describe what the cost of a network depends on beside its inputs: classes, settings, adapters in use, sizes of weights."""
+    plain = (bool, int, float, str, list, tuple)
+    return tuple(
+        (
+            type(module),
+            repr({name: value for name, value in vars(module).items() if isinstance(value, plain)}),
+            *(tuple(weight.shape) for weight in module.parameters(recurse=False)),
+        )
+        for module in model.modules()
+    )

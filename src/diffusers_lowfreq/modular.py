@@ -1,22 +1,50 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """A second front end: prior model, flow and decoder as modular blocks of diffusers, to be exchanged or put between others."""
 
+from types import SimpleNamespace
+
 import torch
 
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import FrozenDict
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines import ModularPipelineBlocks, SequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
 
+from .guards.values import check_count
 from .models import LowFreqTransformer2DModel
-from .pipelines import LowFreqPipeline
+from .pipelines.class_labels import condition_on_labels, read_label_ids
+from .pipelines.early_stop import draw_source
+from .pipelines.grid import prior_sigmas, set_grid
+from .pipelines.inputs import (
+    Call,
+    check_call,
+    check_components,
+    check_images,
+    check_no_text,
+    check_schedulers,
+    check_solver,
+    default_guidance_scale,
+)
+from .pipelines.pipeline_output import decode
+from .pipelines.velocity import Network, Velocity, make_velocity
 from .schedulers import LowFreqFlowMatchScheduler
 
 
 LABELS = InputParam("class_labels", description="Class numbers, one an image; omitted, images of no particular class.")
 GENERATOR = InputParam("generator", description="A `torch.Generator`, or a list of them, one an image.")
+
+
+def _integrate(velocity: Velocity, scheduler: SchedulerMixin, x: torch.Tensor) -> torch.Tensor:
+    """Integrate a velocity over the grid of `scheduler`."""
+    for i, t in enumerate(scheduler.timesteps):
+        v = velocity(x, scheduler, i)
+        x = scheduler.step(v, t, x, return_dict=False)[0]
+    return x
 
 
 class LowFreqPriorStep(ModularPipelineBlocks):
@@ -51,27 +79,24 @@ class LowFreqPriorStep(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state):
         block = self.get_block_state(state)
-        prior = components.prior
-        LowFreqPipeline._check_count("prior_num_inference_steps", block.prior_num_inference_steps)
-        LowFreqPipeline._check_count("num_images", block.num_images)
-        pipe = LowFreqPipeline(None, None, prior=prior, prior_scheduler=components.prior_scheduler)
-        condition, unconditional = pipe.encode_labels(block.class_labels, 1, prior.device)
-        size = prior.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        batch_size = len(condition["class_labels"]) if condition else block.num_images
+        prior, scheduler, steps = components.prior, components.prior_scheduler, block.prior_num_inference_steps
+        check_count("prior_num_inference_steps", steps)
+        check_count("num_images", block.num_images)
+        check_components({"prior": prior, "prior_scheduler": scheduler})
+        check_schedulers(None, scheduler)
+        check_solver(prior, scheduler, "prior", "prior_scheduler")
+        channels, height, width = prior.sample_shape
+        num_classes, device = prior.config.num_classes, prior.device
+        ids = None if block.class_labels is None else read_label_ids(block.class_labels, num_classes)
         scale = block.prior_guidance_scale
-        scale = pipe._default_guidance_scale(prior) if scale is None else scale
-        _, block.prior_latents = pipe.prepare_prior_latents(
-            batch_size,
-            height,
-            width,
-            block.prior_num_inference_steps,
-            condition,
-            unconditional,
-            block.generator,
-            prior.device,
-            scale,
-        )
+        scale = default_guidance_scale(prior) if scale is None else scale
+
+        condition, unconditional = condition_on_labels(ids, num_classes, 1, device)
+        velocity = make_velocity(Network(prior, "prior"), condition, unconditional, lambda: scale)
+        shape = (block.num_images if ids is None else len(ids), channels, height, width)
+        noise = randn_tensor(shape, generator=block.generator, device=device, dtype=prior.dtype)
+        set_grid(scheduler, prior, height, width, device, sigmas=prior_sigmas(steps))
+        block.prior_latents = prior.denormalize(_integrate(velocity, scheduler, noise))
         self.set_block_state(state, block)
         return components, state
 
@@ -108,20 +133,36 @@ class LowFreqFlowStep(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state):
         block = self.get_block_state(state)
-        one_step = components.transformer.config.use_meanflow  # has its guidance folded in
-        guider = None if one_step else components.guider
-        pipe = LowFreqPipeline(components.transformer, components.scheduler, guider=guider)
-        factor = components.scheduler.config.factor
-        block.latents = pipe(
-            block.class_labels,
-            height=block.prior_latents.shape[-2] * factor,  # without an autoencoder: of the latents
-            width=block.prior_latents.shape[-1] * factor,
+        transformer, scheduler, low = components.transformer, components.scheduler, block.prior_latents
+        guider = None if transformer.config.use_meanflow else components.guider  # a one-step model has it folded in
+        height, width = (side * scheduler.config.factor for side in low.shape[-2:])
+        num_classes = transformer.config.num_classes
+        ids = None if block.class_labels is None else read_label_ids(block.class_labels, num_classes)
+        call = Call(
+            len(low) if ids is None else len(ids),
+            height,
+            width,
             num_inference_steps=block.num_inference_steps,
+            guidance_scale=default_guidance_scale(transformer),
+            prior_guidance_scale=1.0,
             noise_ratio=block.noise_ratio,
             generator=block.generator,
-            prior_latents=block.prior_latents,
-            output_type="latent",
-        ).images
+            prior_latents=low,
+        )
+        parts = {"transformer": transformer, "scheduler": scheduler, "guider": guider}
+        check_no_text(transformer)
+        check_components(parts)
+        check_call(SimpleNamespace(**parts, prior=None, prior_scheduler=None, vae_scale_factor=1), call)
+
+        device = components._execution_device if hasattr(transformer, "_hf_hook") else transformer.device
+        condition, unconditional = condition_on_labels(ids, num_classes, 1, device)
+        network = Network(transformer, noise_ratio=scheduler.alpha(block.noise_ratio))
+        scale = lambda: call.guidance_scale  # noqa: E731
+        velocity = make_velocity(network, condition, unconditional, scale, guider=guider)
+        set_grid(scheduler, transformer, height, width, device, block.num_inference_steps)
+        source = draw_source(scheduler, low.to(device, transformer.dtype), block.noise_ratio, block.generator)
+        block.latents = _integrate(velocity, scheduler, source)
+        check_images(block.latents)
         self.set_block_state(state, block)
         return components, state
 
@@ -150,7 +191,8 @@ class LowFreqDecodeStep(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state):
         block = self.get_block_state(state)
-        block.images = LowFreqPipeline(None, None, components.vae).decode_latents(block.latents, block.output_type)
+        check_components({"vae": components.vae})
+        block.images = decode(components.vae, block.latents, block.output_type, VaeImageProcessor())
         self.set_block_state(state, block)
         return components, state
 

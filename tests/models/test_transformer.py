@@ -14,7 +14,7 @@ from diffusers.models.attention_dispatch import attention_backend
 from diffusers_lowfreq import LowFreqTransformer2DModel
 from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.models import SIZES, read_size
-from diffusers_lowfreq.models.transformer_lowfreq import _rotary_angles, _rotate
+from diffusers_lowfreq.models.transformer_lowfreq import rotary_angles, rotate
 
 
 SHAPE = (2, 4, 8, 8)
@@ -82,10 +82,10 @@ def test_tokens_are_patches_and_unpatchify_inverts_patchify(height, width):
 
 def test_attention_depends_on_relative_positions_only():
     rows, columns, head_dim = 5, 6, 16
-    angles = _rotary_angles(rows, columns, head_dim, torch.device("cpu")).double()
+    angles = rotary_angles(rows, columns, head_dim, torch.device("cpu")).double()
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     query, key = (randn(1, 1, 1, head_dim, seed=s, dtype=torch.float64) for s in (0, 1))
-    query, key = (_rotate(x.expand(1, rows * columns, 1, -1), cos, sin)[0, :, 0] for x in (query, key))
+    query, key = (rotate(x.expand(1, rows * columns, 1, -1), cos, sin)[0, :, 0] for x in (query, key))
     scores = (query @ key.T).view(rows, columns, rows, columns)
     for down, right in [(1, 0), (0, 1), (2, 3)]:
         shifted = scores[down:, right:, down:, right:]

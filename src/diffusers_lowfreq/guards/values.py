@@ -10,6 +10,7 @@ import torch
 
 MAX_COUNT = 1_000_000  # of steps, and of images for a prompt: float32 can hardly tell more levels apart
 MAX_SIZE = 2**16  # of anything that a network is built with: widths, patches, sides
+MAX_FLOAT = torch.finfo(torch.float32).max
 
 
 def is_integer(value) -> bool:
@@ -22,10 +23,12 @@ def is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: int, most: int = MAX_COUNT, kind: str = "a positive integer"):
-    """Refuse what is not an integer from 1 to `most`."""
-    if not is_integer(value) or not 1 <= value <= most:
-        raise ValueError(f"`{name}` must be {kind}, got {value!r}; the most is {most}.")
+def check_count(name: str, value: int, most: int | float = MAX_COUNT, least: int = 1):
+    """Refuse what is not an integer from `least` to `most`; `most` may be infinite."""
+    if not is_integer(value) or not least <= value <= most:
+        allowed = "a positive integer" if least == 1 else f"an integer from {least} on"
+        limit = "" if most == math.inf else f"; the most is {most}"
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}{limit}.")
 
 
 def check_setting(name: str, value: int, most: int = MAX_SIZE, optional: bool = False):
@@ -33,8 +36,8 @@ def check_setting(name: str, value: int, most: int = MAX_SIZE, optional: bool = 
     if optional and value is None:
         return
     if type(value) is not int or not 1 <= value <= most:
-        kind = "a positive integer or None" if optional else "a positive integer"
-        raise ValueError(f"`{name}` must be {kind}, got {value!r}; the most is {most:g}.")
+        allowed = "a positive integer or None" if optional else "a positive integer"
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}; the most is {most:.10g}.")
 
 
 def check_number(name: str, value: float, least: float = -math.inf, most: float = math.inf, open: str = ""):
@@ -57,7 +60,7 @@ def check_number(name: str, value: float, least: float = -math.inf, most: float 
             return
     if (least, most) == (-math.inf, math.inf):
         allowed = "a finite number"
-    elif most == math.inf:
+    elif most >= MAX_FLOAT:
         allowed = "a positive number" if low == "(" and not least else f"a finite number from {least:g} on"
     else:
         allowed = f"a number in {low}{least:g}, {most:g}{high}"
@@ -70,12 +73,12 @@ def check_flag(name: str, value: bool):
         raise ValueError(f"`{name}` must be True or False, got {value!r}.")
 
 
-def check_choice(name: str, value: str, choices: Iterable[str], optional: bool = False):
+def check_choice(name: str, value: str | int, choices: Iterable[str | int], optional: bool = False):
     """Refuse what is none of `choices`, nor None where it is `optional`."""
     choices = tuple(choices)
     if optional and value is None:
         return
-    if not isinstance(value, str) or value not in choices:
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or value not in choices:
         *first, last = ["None"] * optional + [repr(choice) for choice in choices]
         allowed = f"{', '.join(first)} or {last}" if first else last
         raise ValueError(f"`{name}` must be {allowed}, got {value!r}.")

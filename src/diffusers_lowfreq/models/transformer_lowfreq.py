@@ -15,6 +15,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 
+from ..guards.values import MAX_SIZE, check_flag, check_number, check_rising_pair, check_setting, is_number
 from ..guards.versions import VersionedConfigMixin
 
 
@@ -54,7 +55,6 @@ def read_size(size: str) -> dict[str, int]:
     return dict(zip(names, map(int, numbers.groups())))
 
 
-MAX_SIZE = 2**16  # of layers, heads, channels and sides
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -63,7 +63,7 @@ def _shape(x) -> tuple[int, ...] | str:
     return tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
 
 
-def _rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
+def rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
     """Angles (height * width, head_dim / 2): half of them turn with the row, half with the column (2-D RoPE)."""
     frequency = 100.0 ** -(torch.arange(head_dim // 4, dtype=torch.float32, device=device) / (head_dim // 4))
     rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * frequency
@@ -73,7 +73,7 @@ def _rotary_angles(height: int, width: int, head_dim: int, device: torch.device)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate pairs (i, i + head_dim / 2) of `x` (batch, tokens, heads, head_dim) by the angles of their token."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
@@ -93,8 +93,8 @@ class LowFreqAttnProcessor:
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
-        query = _rotate(attn.norm_q(query), *rotary_emb)
-        key = _rotate(attn.norm_k(key), *rotary_emb)
+        query = rotate(attn.norm_q(query), *rotary_emb)
+        key = rotate(attn.norm_k(key), *rotary_emb)
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
@@ -254,6 +254,62 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(self.act(self.linear_1(embedding)))
 
 
+def _check_config(config):
+    """Raise a `ValueError` that names the first setting of a [`LowFreqTransformer2DModel`] that is not allowed."""
+    for name in ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim"):
+        check_setting(name, config[name])
+    size = config.sample_size
+    sides = [size] * 2 if isinstance(size, int) else size
+    is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
+    if not is_pair or not all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides):
+        raise ValueError(f"`sample_size` must be a positive integer or two, got {size!r}; the most is {MAX_SIZE}.")
+    heads, head_dim = config.num_attention_heads, config.attention_head_dim
+    if heads * head_dim > MAX_SIZE:
+        raise ValueError(
+            f"`num_attention_heads` times `attention_head_dim` must be at most {MAX_SIZE}, got {heads} times {head_dim}."
+        )
+    if head_dim % 4:
+        raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {head_dim}.")
+    for name in ("num_classes", "caption_channels"):
+        check_setting(name, config[name], int(MAX_SIZE**1.5), optional=True)
+    if config.num_classes is not None and config.caption_channels is not None:
+        raise ValueError(
+            "`caption_channels` must be None with `num_classes`: text or labels, got "
+            f"{config.caption_channels} and {config.num_classes}."
+        )
+    for name in ("mlp_ratio", "time_max_frequency"):
+        check_number(name, config[name], 0, MAX_SIZE, open="(")
+    for name in ("use_meanflow", "use_noise_ratio"):
+        check_flag(name, config[name])
+    _check_guidance(config)
+    _check_statistics(config)
+
+
+def _check_guidance(config):
+    scale, interval = config.guidance_scale, config.guidance_scale_range
+    if scale is None and interval is None:
+        return
+    if not config.use_meanflow or (config.num_classes is None and config.caption_channels is None):
+        raise ValueError(
+            "`guidance_scale` needs a model with `use_meanflow=True` and `num_classes` or `caption_channels`."
+        )
+    check_number("guidance_scale", scale, 0, open="(")
+    if interval is not None:
+        check_rising_pair("guidance_scale_range", interval, 1, math.inf)
+        if not interval[0] <= scale <= interval[1]:
+            raise ValueError(f"`guidance_scale` must be in the `guidance_scale_range` {interval!r}, got {scale!r}.")
+
+
+def _check_statistics(config):
+    if (config.sample_mean is None) != (config.sample_std is None):
+        raise ValueError("`sample_mean` and `sample_std` must be given together.")
+    for name, kind, least in (("sample_mean", "numbers", -math.inf), ("sample_std", "positive numbers", 0)):
+        values, channels = config[name], config.in_channels
+        is_list = isinstance(values, (list, tuple)) and len(values) == channels
+        if values is not None and not (is_list and all(is_number(x) and least < x < math.inf for x in values)):
+            raise ValueError(f"`{name}` must be a list of {channels} {kind}, one a channel, got {values!r}.")
+
+
 class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     r"""
     A diffusion transformer that predicts the velocity of a flow on images or latents of any size.
@@ -326,69 +382,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         sample_std: list[float] | None = None,
     ):
         super().__init__()
-        for name in ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim"):
-            value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}; the most is {MAX_SIZE}.")
-        sides = [sample_size] * 2 if isinstance(sample_size, int) else sample_size
-        is_size = isinstance(sides, (list, tuple)) and len(sides) == 2
-        if not is_size or not all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides):
-            raise ValueError(
-                f"`sample_size` must be a positive integer or two, got {sample_size!r}; the most is {MAX_SIZE}."
-            )
-        for name in ("use_meanflow", "use_noise_ratio"):
-            if not isinstance(self.config[name], bool):
-                raise ValueError(f"`{name}` must be True or False, got {self.config[name]!r}.")
-        if num_attention_heads * attention_head_dim > MAX_SIZE:
-            raise ValueError(
-                f"`num_attention_heads` times `attention_head_dim` must be at most {MAX_SIZE}, got {num_attention_heads} times "
-                f"{attention_head_dim}."
-            )
-        if attention_head_dim % 4:
-            raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {attention_head_dim}.")
-        for name in ("num_classes", "caption_channels"):
-            value = self.config[name]
-            is_integer = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not is_integer or not 1 <= value <= MAX_SIZE**1.5):
-                raise ValueError(
-                    f"`{name}` must be a positive integer or None, got {value!r}; the most is {MAX_SIZE**1.5:g}."
-                )
-        if num_classes is not None and caption_channels is not None:
-            raise ValueError(
-                f"`caption_channels` must be None with `num_classes`: text or labels, got {caption_channels} and {num_classes}."
-            )
-        for name in ("mlp_ratio", "time_max_frequency"):
-            value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_SIZE:
-                raise ValueError(f"`{name}` must be a positive number, got {value!r}; the most is {MAX_SIZE}.")
-        if guidance_scale is not None or guidance_scale_range is not None:
-            if not use_meanflow or (num_classes is None and caption_channels is None):
-                raise ValueError(
-                    "`guidance_scale` needs a model with `use_meanflow=True` and `num_classes` or `caption_channels`."
-                )
-            bounds = [guidance_scale] * 2 if guidance_scale_range is None else guidance_scale_range
-            if (
-                not isinstance(bounds, (list, tuple))
-                or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (guidance_scale, *bounds))
-                or len(bounds) != 2
-                or not 0 < bounds[0] <= guidance_scale <= bounds[1] < float("inf")
-                or (guidance_scale_range is not None and not 1 <= bounds[0] < bounds[1])
-            ):
-                raise ValueError(
-                    "`guidance_scale` must be a positive number, in `guidance_scale_range`, two rising numbers from 1 on, "
-                    f"where that is given; got {guidance_scale!r} and {guidance_scale_range!r}."
-                )
-        if (sample_mean is None) != (sample_std is None):
-            raise ValueError("`sample_mean` and `sample_std` must be given together.")
-        for name in ("sample_mean", "sample_std"):
-            value = self.config[name]
-            least = -math.inf if name == "sample_mean" else 0
-            is_list = isinstance(value, (list, tuple)) and len(value) == in_channels
-            if value is not None and not (
-                is_list and all(type(x) in (int, float) and least < x < math.inf for x in value)
-            ):
-                kind = "positive numbers" if name == "sample_std" else "numbers"
-                raise ValueError(f"`{name}` must be a list of {in_channels} {kind}, one a channel, got {value!r}.")
+        _check_config(self.config)
         dim = num_attention_heads * attention_head_dim
 
         self.proj_in = nn.Linear(in_channels * patch_size**2, dim)
@@ -512,70 +506,25 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         Raises:
             ValueError: If an input does not fit the configuration.
         """
-        p = self.config.patch_size
-        if (
-            not isinstance(hidden_states, torch.Tensor)
-            or not hidden_states.is_floating_point()
-            or hidden_states.ndim != 4
-            or hidden_states.shape[1] != self.config.in_channels
-            or hidden_states.shape[2] % p
-            or hidden_states.shape[3] % p
-        ):
-            raise ValueError(
-                f"`hidden_states` must be floating point of shape (batch, {self.config.in_channels}, height, width) with sides "
-                f"divisible by {p}, got {_shape(hidden_states)}."
-            )
+        inputs = {"timestep": timestep, "timestep_r": timestep_r, "noise_ratio": noise_ratio, "guidance": guidance}
+        inputs |= {"class_labels": class_labels, "encoder_hidden_states": encoder_hidden_states}
+        self._check_inputs(hidden_states, inputs, encoder_attention_mask)
         batch, channels, height, width = hidden_states.shape
-        numbers = {"timestep": timestep, "timestep_r": timestep_r, "noise_ratio": noise_ratio, "guidance": guidance}
-        for name, value in numbers.items():
-            if (value is not None or name == "timestep") and _shape(value) not in ((), (1,), (batch,)):
-                raise ValueError(f"`{name}` must be a tensor of shape () or ({batch},), got {_shape(value)}.")
-        if class_labels is not None and (_shape(class_labels) != (batch,) or class_labels.dtype not in INTEGERS):
-            raise ValueError(f"`class_labels` must be integers of shape ({batch},), got {_shape(class_labels)}.")
-        dtype = hidden_states.dtype
-        if (encoder_hidden_states is not None) != (self.config.caption_channels is not None):
-            given = "" if self.config.caption_channels is not None else "not "
-            raise ValueError(f"`encoder_hidden_states` must {given}be given to this model.")
-        if encoder_hidden_states is not None and (
-            encoder_hidden_states.ndim != 3
-            or encoder_hidden_states.shape[0] != batch
-            or encoder_hidden_states.shape[2] != self.config.caption_channels
-        ):
-            raise ValueError(
-                f"`encoder_hidden_states` must be of shape ({batch}, text_tokens, {self.config.caption_channels}), got "
-                f"{tuple(encoder_hidden_states.shape)}."
-            )
-        text_shape = None if encoder_hidden_states is None else encoder_hidden_states.shape[:2]
-        if encoder_attention_mask is not None and encoder_attention_mask.shape != text_shape:
-            raise ValueError(
-                "`encoder_attention_mask` must have the batch and tokens of `encoder_hidden_states`, "
-                f"{text_shape and tuple(text_shape)}, got {tuple(encoder_attention_mask.shape)}."
-            )
+        dtype, p = hidden_states.dtype, self.config.patch_size
 
+        # The condition: time, and the rest that modulates all tokens alike
         condition = self.time_embed(timestep.expand(batch) / 1000, dtype)
-        if timestep_r is not None:
-            if not self.config.use_meanflow:
-                raise ValueError("`timestep_r` needs a model with `use_meanflow=True`.")
         if self.config.use_meanflow:
-            stretch = timestep - timestep_r if timestep_r is not None else torch.zeros_like(timestep)
-            condition = condition + self.time_embed_r(stretch.expand(batch) / 1000, dtype)
-        if (noise_ratio is not None) != self.config.use_noise_ratio:
-            raise ValueError(
-                f"`noise_ratio` must {'' if self.config.use_noise_ratio else 'not '}be given to this model."
-            )
+            step = timestep - timestep_r if timestep_r is not None else torch.zeros_like(timestep)
+            condition = condition + self.time_embed_r(step.expand(batch) / 1000, dtype)
         if noise_ratio is not None:
             condition = condition + self.time_embed_noise_ratio(noise_ratio.expand(batch), dtype)
-        if (guidance is not None) != (self.config.guidance_scale_range is not None):
-            given = "" if self.config.guidance_scale_range is not None else "not "
-            raise ValueError(f"`guidance` must {given}be given to this model.")
         if guidance is not None:
             condition = condition + self.time_embed_guidance(1 - 1 / guidance.float().expand(batch), dtype)
         if self.config.num_classes is not None:
             if class_labels is None:
                 class_labels = torch.full((batch,), self.config.num_classes, device=hidden_states.device)
             condition = condition + self.class_embed(class_labels)
-        elif class_labels is not None:
-            raise ValueError("`class_labels` must not be given to a model without `num_classes`.")
         condition = self.act(condition)
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
         text = ()
@@ -588,7 +537,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         h, w = height // p, width // p
         hidden_states = hidden_states.reshape(batch, channels, h, p, w, p).permute(0, 2, 4, 1, 3, 5)
         hidden_states = self.proj_in(hidden_states.reshape(batch, h * w, channels * p * p))
-        angles = _rotary_angles(h, w, self.config.attention_head_dim, hidden_states.device)
+        angles = rotary_angles(h, w, self.config.attention_head_dim, hidden_states.device)
         rotary_emb = (angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None])
 
         for block in self.transformer_blocks:
@@ -604,3 +553,49 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         if not return_dict:
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
+
+    def _check_inputs(self, hidden_states, inputs: dict, encoder_attention_mask):
+        """Raise a `ValueError` that names the first input that does not fit the configuration."""
+        config, p = self.config, self.config.patch_size
+        if (
+            not isinstance(hidden_states, torch.Tensor)
+            or not hidden_states.is_floating_point()
+            or hidden_states.ndim != 4
+            or hidden_states.shape[1] != config.in_channels
+            or hidden_states.shape[2] % p
+            or hidden_states.shape[3] % p
+        ):
+            raise ValueError(
+                f"`hidden_states` must be floating point of shape (batch, {config.in_channels}, height, width) with sides "
+                f"divisible by {p}, got {_shape(hidden_states)}."
+            )
+        batch = hidden_states.shape[0]
+        for name in ("timestep", "timestep_r", "noise_ratio", "guidance"):
+            value = inputs[name]
+            if (value is not None or name == "timestep") and _shape(value) not in ((), (1,), (batch,)):
+                raise ValueError(f"`{name}` must be a tensor of shape () or ({batch},), got {_shape(value)}.")
+        labels, text = inputs["class_labels"], inputs["encoder_hidden_states"]
+        if labels is not None and (_shape(labels) != (batch,) or labels.dtype not in INTEGERS):
+            raise ValueError(f"`class_labels` must be integers of shape ({batch},), got {_shape(labels)}.")
+        for name, is_taken in (
+            ("encoder_hidden_states", config.caption_channels is not None),
+            ("noise_ratio", config.use_noise_ratio),
+            ("guidance", config.guidance_scale_range is not None),
+        ):
+            if (inputs[name] is not None) != is_taken:
+                raise ValueError(f"`{name}` must {'' if is_taken else 'not '}be given to this model.")
+        if text is not None and (text.ndim != 3 or text.shape[0] != batch or text.shape[2] != config.caption_channels):
+            raise ValueError(
+                f"`encoder_hidden_states` must be of shape ({batch}, text_tokens, {config.caption_channels}), got "
+                f"{tuple(text.shape)}."
+            )
+        text_shape = None if text is None else text.shape[:2]
+        if encoder_attention_mask is not None and encoder_attention_mask.shape != text_shape:
+            raise ValueError(
+                "`encoder_attention_mask` must have the batch and tokens of `encoder_hidden_states`, "
+                f"{text_shape and tuple(text_shape)}, got {tuple(encoder_attention_mask.shape)}."
+            )
+        if inputs["timestep_r"] is not None and not config.use_meanflow:
+            raise ValueError("`timestep_r` needs a model with `use_meanflow=True`.")
+        if labels is not None and config.num_classes is None:
+            raise ValueError("`class_labels` must not be given to a model without `num_classes`.")

@@ -12,10 +12,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging, replace_example_docstring
 
+from ..guards.values import check_count, check_flag
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from .base import LowFreqBasePipeline
 from .class_labels import ClassLabelsMixin
+from .inputs import Call, check_call, check_complete, check_no_text, check_prior_classes
 from .pipeline_output import LowFreqPipelineOutput
 
 
@@ -81,11 +83,8 @@ class LowFreqPipeline(ClassLabelsMixin, LowFreqBasePipeline):
         guider: BaseGuidance | None = None,
     ):
         super().__init__()
-        self._check_flag("truncate_prior", truncate_prior)
-        if getattr(getattr(transformer, "config", None), "caption_channels", None) is not None:
-            raise ValueError(
-                "`transformer` must not have `caption_channels`: use a LowFreqTextToImagePipeline for text."
-            )
+        check_flag("truncate_prior", truncate_prior)
+        check_no_text(transformer)
         self._register_components(
             transformer=transformer,
             scheduler=scheduler,
@@ -185,59 +184,44 @@ class LowFreqPipeline(ClassLabelsMixin, LowFreqBasePipeline):
             ValueError: If an argument is not allowed; it is named, with what is.
         """
         # 1. Inputs
-        self._check_complete()
-        self._check_count("num_images_per_prompt", num_images_per_prompt)
+        check_complete(self)
+        check_count("num_images_per_prompt", num_images_per_prompt)
         ids = self.get_label_ids(class_labels) if class_labels is not None else None
         given = latents if latents is not None else prior_latents
-        if ids is not None:
-            batch_size = len(ids) * num_images_per_prompt
-        elif isinstance(given, torch.Tensor) and given.ndim == 4 and num_images_per_prompt == 1:
+        batch_size = num_images_per_prompt if ids is None else len(ids) * num_images_per_prompt
+        if ids is None and isinstance(given, torch.Tensor) and given.ndim == 4 and num_images_per_prompt == 1:
             batch_size = len(given)
-        else:
-            batch_size = num_images_per_prompt
-        height, width = self._default_size(height, width)
-        unguided = [self._default_guidance_scale(model) for model in (self.transformer, self.prior)]
-        guidance_scale = unguided[0] if guidance_scale is None else guidance_scale
-        prior_guidance_scale = unguided[1] if prior_guidance_scale is None else prior_guidance_scale
-        call = {
-            "height": height,
-            "width": width,
-            "num_inference_steps": num_inference_steps,
-            "prior_num_inference_steps": prior_num_inference_steps,
-            "sigmas": sigmas,
-            "guidance_scale": guidance_scale,
-            "prior_guidance_scale": prior_guidance_scale,
-            "guidance_interval": guidance_interval,
-            "noise_ratio": noise_ratio,
-            "truncate_prior": truncate_prior,
-            "generator": generator,
-            "latents": latents,
-            "prior_latents": prior_latents,
-            "output_type": output_type,
-            "output_prior_images": output_prior_images,
-            "return_dict": return_dict,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": self._tensor_inputs(
-                callback_on_step_end, callback_on_step_end_tensor_inputs
-            ),
-            "prior_callback_on_step_end": prior_callback_on_step_end,
-            "prior_callback_on_step_end_tensor_inputs": self._tensor_inputs(
-                prior_callback_on_step_end, prior_callback_on_step_end_tensor_inputs
-            ),
-        }
-        self.check_inputs(batch_size, **call)
-        if ids is None and [guidance_scale, prior_guidance_scale] != unguided:
+        call = Call(
+            batch_size,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            prior_num_inference_steps=prior_num_inference_steps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            prior_guidance_scale=prior_guidance_scale,
+            guidance_interval=guidance_interval,
+            noise_ratio=noise_ratio,
+            truncate_prior=truncate_prior,
+            generator=generator,
+            latents=latents,
+            prior_latents=prior_latents,
+            output_type=output_type,
+            output_prior_images=output_prior_images,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            prior_callback_on_step_end=prior_callback_on_step_end,
+            prior_callback_on_step_end_tensor_inputs=prior_callback_on_step_end_tensor_inputs,
+        ).complete(self)
+        check_call(self, call)
+        if ids is not None and given is None:
+            check_prior_classes(self)
+        if ids is None and call.asks_for_guidance(self):
             logger.warning("`guidance_scale` and `prior_guidance_scale` are ignored: there are no `class_labels`.")
 
-        prior_runs = self.prior is not None and latents is None and prior_latents is None
-        if ids is not None and prior_runs and self.prior.config.num_classes != self.transformer.config.num_classes:
-            raise ValueError(
-                f"`prior` must know the {self.transformer.config.num_classes} classes of the `transformer`, got "
-                f"{self.prior.config.num_classes}."
-            )
-
-        # 2. What the networks are told, and what instead in the second call of guidance
+        # 2. The inputs of the networks, with the labels and without them
         condition, unconditional = self.encode_labels(ids, num_images_per_prompt, self._flow_device)
 
         # 3. Coarse latent, source, flow, image
-        return self._generate(batch_size, condition, unconditional, **call)
+        return self.generate(call, condition, unconditional)

@@ -13,10 +13,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import is_transformers_available, logging, replace_example_docstring
 
+from ..guards.values import check_flag
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from ..text_encoding import encode_text
 from .base import LowFreqBasePipeline
+from .inputs import Call, check_call, check_complete, check_prompts, check_text_encoder
 from .pipeline_output import LowFreqPipelineOutput
 
 
@@ -91,7 +93,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
         guider: BaseGuidance | None = None,
     ):
         super().__init__()
-        self._check_flag("truncate_prior", truncate_prior)
+        check_flag("truncate_prior", truncate_prior)
         self._register_components(
             transformer=transformer,
             scheduler=scheduler,
@@ -103,31 +105,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             guider=guider,
         )
         self.register_to_config(truncate_prior=truncate_prior)
-        self._check_text()
-
-    def _check_text(self):
-        """Refuse networks that know nothing of text, and a text encoder of another width."""
-        widths = {
-            name: getattr(getattr(self, name).config, "caption_channels", None)
-            for name in ("transformer", "prior")
-            if getattr(self, name) is not None
-        }
-        for name, width in widths.items():
-            if width is None:
-                raise ValueError(
-                    f"`{name}` must have `caption_channels`, the width of the text embeddings that it is told; got None."
-                )
-            if width != next(iter(widths.values())):
-                raise ValueError(
-                    f"`prior` must take text of the {widths['transformer']} channels that the `transformer` takes, got {width}."
-                )
-        if self.text_encoder is not None and widths:
-            name, width = next(iter(widths.items()))
-            if self.text_encoder.config.hidden_size != width:
-                raise ValueError(
-                    f"`text_encoder` must be of the width that the `{name}` takes, {width}, got "
-                    f"{self.text_encoder.config.hidden_size}."
-                )
+        check_text_encoder(self)
 
     # ------------------------------------------------------------------------------------------------ inputs
 
@@ -143,72 +121,23 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
         max_sequence_length,
         **call,
     ) -> int:
-        """Raise a `ValueError` that names the first argument that is not allowed; return the number of prompts."""
-        self._check_text()
-        self._check_count("num_images_per_prompt", num_images_per_prompt)
-        if max_sequence_length is not None:
-            self._check_count("max_sequence_length", max_sequence_length)
-        if (prompt is None) == (prompt_embeds is None):
-            got = "both" if prompt is not None else "neither"
-            raise ValueError(f"`prompt` or `prompt_embeds` must be given, and not the other; got {got}.")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError(
-                "`negative_prompt` or `negative_prompt_embeds` must be given, and not the other; got both."
-            )
-        number = None
-        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            if text is None:
-                continue
-            texts = [text] if isinstance(text, str) else text
-            is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
-            if not is_list or not all(isinstance(t, str) and t == t.encode(errors="ignore").decode() for t in texts):
-                raise ValueError(f"`{name}` must be a string or a list of strings, of valid Unicode, got {text!r}.")
-            if self.text_encoder is None or self.tokenizer is None:
-                raise ValueError(
-                    f"`{name}` needs a `text_encoder` and a `tokenizer`, which this pipeline lacks; give `{name}_embeds`."
-                )
-            if name == "prompt":
-                number = len(texts)
-        width = self.transformer.config.caption_channels
-        for name, embeds, mask_name, mask in (
-            ("prompt_embeds", prompt_embeds, "prompt_attention_mask", prompt_attention_mask),
-            (
-                "negative_prompt_embeds",
-                negative_prompt_embeds,
-                "negative_prompt_attention_mask",
-                negative_prompt_attention_mask,
-            ),
-        ):
-            if (embeds is None) != (mask is None):
-                raise ValueError(f"`{mask_name}` must be given with `{name}` and not without.")
-            if embeds is None:
-                continue
-            if (
-                not torch.is_tensor(embeds)
-                or not embeds.is_floating_point()
-                or embeds.ndim != 3
-                or embeds.shape[2] != width
-                or len(embeds) < 1
-            ):
-                got = tuple(embeds.shape) if torch.is_tensor(embeds) else type(embeds)
-                raise ValueError(
-                    f"`{name}` must be a floating point tensor of shape (prompts, text_tokens, {width}), got {got}."
-                )
-            if not embeds.to(self.transformer.dtype).isfinite().all():
-                raise ValueError(f"`{name}` must be finite in {self.transformer.dtype}, some numbers are not.")
-            fits = torch.is_tensor(mask) and mask.shape == embeds.shape[:2] and bool(mask.isfinite().all())
-            if not fits or not mask.bool().any(1).all():
-                got = tuple(mask.shape) if torch.is_tensor(mask) else type(mask)
-                raise ValueError(
-                    f"`{mask_name}` must be of shape {tuple(embeds.shape[:2])}, with a token that counts in every row, got {got}."
-                )
-            number = len(embeds) if name == "prompt_embeds" else number
-        negative = negative_prompt_embeds if negative_prompt is None else negative_prompt
-        if negative is not None and not isinstance(negative, str) and len(negative) not in (1, number):
-            name = "negative_prompt_embeds" if negative_prompt is None else "negative_prompt"
-            raise ValueError(
-                f"`{name}` must hold as many texts as there are prompts, {number}, or one, got {len(negative)}."
-            )
+        """
+        Raise a `ValueError` that names the first argument that is not allowed; return the number of prompts.
+
+        `call` holds the fields of a [`Call`].
+        """
+        check_text_encoder(self)
+        number = check_prompts(
+            self,
+            prompt,
+            negative_prompt,
+            num_images_per_prompt,
+            prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_embeds,
+            negative_prompt_attention_mask,
+            max_sequence_length,
+        )
         super().check_inputs(number * num_images_per_prompt, **call)
         return number
 
@@ -254,18 +183,18 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             texts = [text] if isinstance(text, str) else list(text)
             return encode_text(self.text_encoder, self.tokenizer, texts, max_sequence_length, device)
 
-        told = prompt_embeds, prompt_attention_mask
+        conditional = prompt_embeds, prompt_attention_mask
         if prompt_embeds is None:
-            told = encode(prompt)
-        sides = [told]
+            conditional = encode(prompt)
+        both = [conditional]
         if do_classifier_free_guidance:
-            not_told = negative_prompt_embeds, negative_prompt_attention_mask
+            unconditional = negative_prompt_embeds, negative_prompt_attention_mask
             if negative_prompt_embeds is None:
-                not_told = encode("" if negative_prompt is None else negative_prompt)
-            sides.append([x.expand(len(told[0]), *x.shape[1:]) for x in not_told])
-        tokens = max(embeds.shape[1] for embeds, _ in sides)
+                unconditional = encode("" if negative_prompt is None else negative_prompt)
+            both.append([x.expand(len(conditional[0]), *x.shape[1:]) for x in unconditional])
+        tokens = max(embeds.shape[1] for embeds, _ in both)
         output = []
-        for embeds, mask in sides:
+        for embeds, mask in both:
             padding = tokens - embeds.shape[1]
             output.append(F.pad(embeds, (0, 0, 0, padding)).repeat_interleave(num_images_per_prompt, 0))
             output.append(F.pad(mask.bool(), (0, padding)).repeat_interleave(num_images_per_prompt, 0))
@@ -375,37 +304,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             ValueError: If an argument is not allowed; it is named, with what is.
         """
         # 1. Inputs
-        self._check_complete()
-        height, width = self._default_size(height, width)
-        unguided = [self._default_guidance_scale(model) for model in (self.transformer, self.prior)]
-        guidance_scale = unguided[0] if guidance_scale is None else guidance_scale
-        prior_guidance_scale = unguided[1] if prior_guidance_scale is None else prior_guidance_scale
-        call = {
-            "height": height,
-            "width": width,
-            "num_inference_steps": num_inference_steps,
-            "prior_num_inference_steps": prior_num_inference_steps,
-            "sigmas": sigmas,
-            "guidance_scale": guidance_scale,
-            "prior_guidance_scale": prior_guidance_scale,
-            "guidance_interval": guidance_interval,
-            "noise_ratio": noise_ratio,
-            "truncate_prior": truncate_prior,
-            "generator": generator,
-            "latents": latents,
-            "prior_latents": prior_latents,
-            "output_type": output_type,
-            "output_prior_images": output_prior_images,
-            "return_dict": return_dict,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": self._tensor_inputs(
-                callback_on_step_end, callback_on_step_end_tensor_inputs
-            ),
-            "prior_callback_on_step_end": prior_callback_on_step_end,
-            "prior_callback_on_step_end_tensor_inputs": self._tensor_inputs(
-                prior_callback_on_step_end, prior_callback_on_step_end_tensor_inputs
-            ),
-        }
+        check_complete(self)
         text = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -416,24 +315,51 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "max_sequence_length": max_sequence_length,
         }
-        number = self.check_inputs(**text, **call)
-        # A network that takes many steps is guided by a second call; the guidance of a one-step model is folded in
-        scales = ((self.transformer, guidance_scale), (self.prior, prior_guidance_scale))
-        guided = self.guider is not None or any(
-            scale != 1 and model is not None and not getattr(model.config, "use_meanflow", False)
-            for model, scale in scales
-        )
-        if not guided and (negative_prompt or negative_prompt_embeds is not None):
+        check_text_encoder(self)
+        call = Call(
+            check_prompts(self, **text) * num_images_per_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            prior_num_inference_steps=prior_num_inference_steps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            prior_guidance_scale=prior_guidance_scale,
+            guidance_interval=guidance_interval,
+            noise_ratio=noise_ratio,
+            truncate_prior=truncate_prior,
+            generator=generator,
+            latents=latents,
+            prior_latents=prior_latents,
+            output_type=output_type,
+            output_prior_images=output_prior_images,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            prior_callback_on_step_end=prior_callback_on_step_end,
+            prior_callback_on_step_end_tensor_inputs=prior_callback_on_step_end_tensor_inputs,
+        ).complete(self)
+        check_call(self, call)
+        is_guided = self._is_guided(call)
+        if not is_guided and (negative_prompt or negative_prompt_embeds is not None):
             logger.warning(
                 "`negative_prompt` is ignored: it needs guidance, a `guidance_scale` or `prior_guidance_scale` other than 1, of a "
                 "model of many steps."
             )
 
-        # 2. What the networks are told, and what instead in the second call of guidance
-        text = self.encode_prompt(do_classifier_free_guidance=guided, **text)
+        # 2. The inputs of the networks, with the prompt and with the negative prompt
+        text = self.encode_prompt(do_classifier_free_guidance=is_guided, **text)
         text = [x if x is None else x.to(self._flow_device) for x in text]
         names = ("encoder_hidden_states", "encoder_attention_mask")
         condition, unconditional = dict(zip(names, text[:2])), dict(zip(names, text[2:]))
 
         # 3. Coarse latent, source, flow, image
-        return self._generate(number * num_images_per_prompt, condition, unconditional if guided else None, **call)
+        return self.generate(call, condition, unconditional if is_guided else None)
+
+    def _is_guided(self, call: Call) -> bool:
+        """Whether a network of many steps is guided, by the negative prompt; the guidance of a one-step model is folded in."""
+        scales = ((self.transformer, call.guidance_scale), (self.prior, call.prior_guidance_scale))
+        return self.guider is not None or any(
+            scale != 1 and model is not None and not getattr(model.config, "use_meanflow", False)
+            for model, scale in scales
+        )

@@ -12,12 +12,14 @@ from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging, replace_example_docstring
 
-from ..autoencoding import encode_images
+from ..autoencoding import encode_images, image_channels
+from ..guards.values import check_count
 from ..images import prepare_images
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from .base import LowFreqBasePipeline
 from .class_labels import ClassLabelsMixin
+from .inputs import Call, check_call, check_complete, check_size, check_solvers
 from .pipeline_output import LowFreqPipelineOutput
 
 
@@ -88,8 +90,7 @@ class LowFreqUpscalePipeline(ClassLabelsMixin, LowFreqBasePipeline):
         self, image: PipelineImageInput, height: int, width: int, resize_mode: str | None = None
     ) -> torch.Tensor:
         """Bring pictures of any size to the size and the range of the autoencoder, see [`images.prepare_images`]."""
-        channels = self.transformer.config.in_channels if self.vae is None else self.vae.config.in_channels
-        return prepare_images(image, height, width, channels, resize_mode)
+        return prepare_images(image, height, width, image_channels(self.vae, self.transformer), resize_mode)
 
     # ------------------------------------------------------------------------------------------------ the call
 
@@ -160,59 +161,47 @@ class LowFreqUpscalePipeline(ClassLabelsMixin, LowFreqBasePipeline):
             ValueError: If an argument is not allowed; it is named, with what is.
         """
         # 1. Inputs
-        self._check_complete()
-        self._check_count("num_images_per_prompt", num_images_per_prompt)
-        self._check_schedulers()
+        check_complete(self)
+        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_solvers(self)
         if strength is not None:
-            self.scheduler.check_noise_ratio(strength, "strength")
-        height, width = self._default_size(height, width)
-        self._check_size(height, width)
+            self.scheduler.alpha(strength, "strength")
+        height = self.default_size[0] if height is None else height
+        width = self.default_size[1] if width is None else width
+        check_size(self, height, width)
         ids = self.get_label_ids(class_labels) if class_labels is not None else None
         image = self.prepare_image(image, height, width, resize_mode)
         if ids is not None and len(ids) not in (1, len(image)):
             raise ValueError(
                 f"`class_labels` must be one, or one for each of the {len(image)} pictures, got {len(ids)}."
             )
-        unguided = self._default_guidance_scale(self.transformer)
-        guidance_scale = unguided if guidance_scale is None else guidance_scale
 
         # 2. The coarse latents of the pictures, in place of the prior model's
-        image = image.to(self._flow_device)
-        sample = encode_images(self.vae, image) if self.vae is not None else image
+        sample = encode_images(self.vae, image.to(self._flow_device))
         prior_latents = self.scheduler.projection.downsample(sample.to(self.transformer.dtype))
-        prior_latents = prior_latents.repeat_interleave(num_images_per_prompt, dim=0)
-        call = {
-            "height": height,
-            "width": width,
-            "num_inference_steps": num_inference_steps,
-            "prior_num_inference_steps": 1,
-            "sigmas": None,
-            "guidance_scale": guidance_scale,
-            "prior_guidance_scale": 1.0,
-            "guidance_interval": (0.0, 1.0),
-            "noise_ratio": strength,
-            "truncate_prior": None,
-            "generator": generator,
-            "latents": None,
-            "prior_latents": prior_latents,
-            "output_type": output_type,
-            "output_prior_images": output_prior_images,
-            "return_dict": return_dict,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": self._tensor_inputs(
-                callback_on_step_end, callback_on_step_end_tensor_inputs
-            ),
-            "prior_callback_on_step_end": None,
-            "prior_callback_on_step_end_tensor_inputs": (),
-        }
-        self.check_inputs(len(prior_latents), **call)
-        if ids is None and guidance_scale != unguided:
+        call = Call(
+            len(image) * num_images_per_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            noise_ratio=strength,
+            generator=generator,
+            prior_latents=prior_latents.repeat_interleave(num_images_per_prompt, dim=0),
+            output_type=output_type,
+            output_prior_images=output_prior_images,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        ).complete(self)
+        check_call(self, call)
+        if ids is None and call.asks_for_guidance(self):
             logger.warning("`guidance_scale` is ignored: there are no `class_labels`.")
 
-        # 3. What the flow is told, and what instead in the second call of guidance
+        # 3. The inputs of the flow, with the labels and without them
         if ids is not None and len(ids) == 1:
             ids = ids * len(image)
         condition, unconditional = self.encode_labels(ids, num_images_per_prompt, self._flow_device)
 
         # 4. Source, flow, image
-        return self._generate(len(prior_latents), condition, unconditional, **call)
+        return self.generate(call, condition, unconditional)

@@ -1,11 +1,18 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
+"""What the pipelines return."""
+
 from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 import torch
 
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
+
+from ..autoencoding import decode_latents
+from ..guards.values import check_choice
+from .inputs import OUTPUT_TYPES, check_images
 
 
 @dataclass
@@ -27,3 +34,16 @@ class LowFreqPipelineOutput(BaseOutput):
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     prior_images: list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None
     prior_latents: torch.Tensor | None = None
+
+
+def decode(vae, latents: torch.Tensor, output_type: str, image_processor: VaeImageProcessor):
+    """
+    Decode latents of unit scale `(batch, channels, height, width)` to images of a type; `"latent"` leaves them as they are.
+
+    Raises:
+        ValueError: If the type is unknown, or the images are not finite, which would be black.
+    """
+    check_choice("output_type", output_type, OUTPUT_TYPES)
+    images = latents if output_type == "latent" else decode_latents(vae, latents)
+    check_images(images)
+    return images if output_type == "latent" else image_processor.postprocess(images, output_type=output_type)

@@ -11,11 +11,19 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from ..guards.values import (
+    MAX_COUNT,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_rising_pair,
+    check_setting,
+    is_number,
+)
 from ..guards.versions import VersionedConfigMixin
 from ..projections import LowFrequencyProjection
 
-
-MAX_COUNT = 1_000_000  # of steps, and of images for a prompt: float32 tells hardly more levels apart
 
 # Settings of other flow-matching schedulers that change the trajectory and that this one does not have.
 _REFUSED = ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling")
@@ -38,6 +46,34 @@ def _falls(levels: np.ndarray) -> bool:
     """Whether levels fall strictly and stay above zero, in float32."""
     levels = levels.astype(np.float32)
     return bool(levels[-1] > 0 and (np.diff(levels) < 0).all())
+
+
+def _read_levels(name: str, levels, top: float, number: int | None) -> np.ndarray:
+    """Return levels as an array; raise a `ValueError` if they do not fall strictly within (0, top], or are not so many."""
+    given = levels
+    try:
+        levels = torch.as_tensor(levels, dtype=torch.float64, device="cpu").numpy()
+    except (OverflowError, TypeError, ValueError, RuntimeError):
+        levels = np.empty(0)
+    if levels.ndim != 1 or not len(levels) or not (levels[0] <= top and _falls(levels)):
+        raise ValueError(f"`{name}` must be strictly decreasing numbers in (0, {top:g}], got {given!r}.")
+    if number not in (None, len(levels)):
+        raise ValueError(f"`num_inference_steps` must be the length of `{name}`, {len(levels)}, got {number!r}.")
+    return levels
+
+
+def _read_device(device) -> torch.device | None:
+    try:
+        return device if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`device` must be a device of torch, got {device!r}.") from error
+
+
+def _check_mu(mu):
+    if not is_number(mu) or not abs(mu) < 88:  # beyond 88 the exponential is no float32
+        raise ValueError(
+            f"`mu` must be passed, a number in (-88, 88), when `use_dynamic_shifting` is True, got {mu!r}."
+        )
 
 
 @dataclass
@@ -125,36 +161,21 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         projection_basis: dict | None = None,
     ):
         for name in ("num_train_timesteps", "base_image_seq_len", "max_image_seq_len"):
-            value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}; the most is {MAX_COUNT}.")
+            check_setting(name, self.config[name], MAX_COUNT)
         if base_image_seq_len == max_image_seq_len:
             raise ValueError(
                 f"`max_image_seq_len` must differ from `base_image_seq_len`, got {max_image_seq_len} for both."
             )
         for name in ("base_shift", "max_shift"):
-            value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
-                raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
-        if not isinstance(use_dynamic_shifting, bool):
-            raise ValueError(f"`use_dynamic_shifting` must be True or False, got {use_dynamic_shifting!r}.")
-        if not isinstance(time_shift_type, str) or time_shift_type not in ("exponential", "linear"):
-            raise ValueError(f"`time_shift_type` must be 'exponential' or 'linear', got {time_shift_type!r}.")
-        if type(solver_order) is not int or solver_order not in (1, 2):
-            raise ValueError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
-        if shift_terminal is not None and not (isinstance(shift_terminal, float) and 0 < shift_terminal < 1):
-            raise ValueError(f"`shift_terminal` must be in (0, 1), got {shift_terminal!r}.")
+            check_number(name, self.config[name])
+        check_flag("use_dynamic_shifting", use_dynamic_shifting)
+        check_choice("time_shift_type", time_shift_type, ("exponential", "linear"))
+        check_choice("solver_order", solver_order, (1, 2))
+        if shift_terminal is not None:
+            check_number("shift_terminal", shift_terminal, 0, 1, open="()")
         self.projection = LowFrequencyProjection(projection, factor, projection_basis)
         if noise_ratio_range is not None:
-            if (
-                not isinstance(noise_ratio_range, (list, tuple))
-                or len(noise_ratio_range) != 2
-                or not all(isinstance(bound, (int, float)) for bound in noise_ratio_range)
-                or not 0 <= noise_ratio_range[0] < noise_ratio_range[1] <= 1
-            ):
-                raise ValueError(
-                    f"`noise_ratio_range` must be two increasing numbers in [0, 1], got {noise_ratio_range!r}."
-                )
+            check_rising_pair("noise_ratio_range", noise_ratio_range)
         self.check_noise_ratio(noise_ratio)
         self.set_shift(shift)
         # Before `set_timesteps` the schedule is the training one, as in diffusers' flow-matching schedulers.
@@ -196,8 +217,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         Raises:
             ValueError: If it is outside [0, 1] or outside `noise_ratio_range`, or not the fixed `noise_ratio`.
         """
-        if isinstance(noise_ratio, bool) or not isinstance(noise_ratio, (int, float)) or not 0 <= noise_ratio <= 1:
-            raise ValueError(f"`{name}` must be a number in [0, 1], got {noise_ratio!r}.")
+        check_number(name, noise_ratio, 0, 1)
         allowed = self.config.noise_ratio_range
         if allowed is None and noise_ratio != self.config.noise_ratio:
             raise ValueError(
@@ -330,8 +350,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
 
     def set_shift(self, shift: float):
         """Set the constant `shift` (a positive number) of the grids to come."""
-        if isinstance(shift, bool) or not isinstance(shift, (int, float)) or not 0 < shift < math.inf:
-            raise ValueError(f"`shift` must be a positive number, got {shift!r}.")
+        check_number("shift", shift, 0, open="(")
         self._shift = shift
 
     def time_shift(self, mu: float, sigma: float, t: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
@@ -367,52 +386,34 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         """
         if sigmas is not None and timesteps is not None:
             raise ValueError("Pass `sigmas` or `timesteps`, not both.")
-        # Beyond 88 the exponential is no float32
-        is_number = isinstance(mu, (int, float)) and not isinstance(mu, bool) and abs(mu) < 88
-        if self.config.use_dynamic_shifting and timesteps is None and not is_number:
-            raise ValueError(
-                f"`mu` must be passed, a number in (-88, 88), when `use_dynamic_shifting` is True, got {mu!r}."
-            )
-        try:
-            device = device if device is None else torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"`device` must be a device of torch, got {device!r}.") from error
-        given = sigmas if sigmas is not None else timesteps
-        if given is None:
-            is_integer = isinstance(num_inference_steps, (int, np.integer))
-            if not is_integer or isinstance(num_inference_steps, bool) or not 1 <= num_inference_steps <= MAX_COUNT:
-                raise ValueError(
-                    f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}; the most is {MAX_COUNT}."
-                )
-            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        is_shifted = timesteps is None
+        if self.config.use_dynamic_shifting and is_shifted:
+            _check_mu(mu)
+        device = _read_device(device)
+        if sigmas is not None:
+            sigmas = _read_levels("sigmas", sigmas, 1.0, num_inference_steps)
+        elif timesteps is not None:
+            last = float(self.config.num_train_timesteps)
+            sigmas = _read_levels("timesteps", timesteps, last, num_inference_steps) / last
         else:
-            name, top = (
-                ("sigmas", 1.0) if sigmas is not None else ("timesteps", float(self.config.num_train_timesteps))
-            )
-            try:
-                levels = torch.as_tensor(given, dtype=torch.float64, device="cpu").numpy()
-            except (OverflowError, TypeError, ValueError, RuntimeError):
-                levels = np.empty(0)
-            if levels.ndim != 1 or not len(levels) or not (levels[0] <= top and _falls(levels)):
-                raise ValueError(f"`{name}` must be strictly decreasing numbers in (0, {top:g}], got {given!r}.")
-            if num_inference_steps not in (None, len(levels)):
-                raise ValueError(
-                    f"`num_inference_steps` must be the length of `{name}`, {len(levels)}, got "
-                    f"{num_inference_steps!r}."
-                )
-            sigmas = levels / top
-        if timesteps is None:
-            if self.config.use_dynamic_shifting:
-                sigmas = self.time_shift(mu, 1.0, sigmas)
-            else:
-                sigmas = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
-            if self.config.shift_terminal is not None and sigmas[-1] < 1:
-                sigmas = 1 - (1 - sigmas) * (1 - self.config.shift_terminal) / (1 - sigmas[-1])
-            if not (sigmas[0] < 1 + 1e-6 and _falls(sigmas)):
-                name, value = ("mu", mu) if self.config.use_dynamic_shifting else ("shift", self.shift)
-                raise ValueError(f"`{name}` must leave levels that float32 can tell apart, got {value!r}.")
+            check_count("num_inference_steps", num_inference_steps)
+            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        sigmas = self._shift_levels(sigmas, mu) if is_shifted else sigmas
         self.num_inference_steps = len(sigmas)
         self._set_schedule(sigmas, device)
+
+    def _shift_levels(self, sigmas: np.ndarray, mu: float | None) -> np.ndarray:
+        """Shift levels as the configuration says, by `mu` if that is dynamic."""
+        if self.config.use_dynamic_shifting:
+            sigmas = self.time_shift(mu, 1.0, sigmas)
+        else:
+            sigmas = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
+        if self.config.shift_terminal is not None and sigmas[-1] < 1:
+            sigmas = 1 - (1 - sigmas) * (1 - self.config.shift_terminal) / (1 - sigmas[-1])
+        if not (sigmas[0] < 1 + 1e-6 and _falls(sigmas)):
+            name, value = ("mu", mu) if self.config.use_dynamic_shifting else ("shift", self.shift)
+            raise ValueError(f"`{name}` must leave levels that float32 can tell apart, got {value!r}.")
+        return sigmas
 
     def _set_schedule(self, sigmas: np.ndarray, device):
         sigmas = torch.from_numpy(sigmas).to(dtype=torch.float32, device=device)
@@ -434,8 +435,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
 
     def set_begin_index(self, begin_index: int = 0):
         """Set the index of the first step; a pipeline that does saves a look-up and a synchronisation."""
-        if isinstance(begin_index, bool) or not isinstance(begin_index, (int, np.integer)) or begin_index < 0:
-            raise ValueError(f"`begin_index` must be an integer from 0 on, got {begin_index!r}.")
+        check_count("begin_index", begin_index, least=0)
         self._begin_index = begin_index
 
     def index_for_timestep(

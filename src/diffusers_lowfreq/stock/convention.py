@@ -11,8 +11,9 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ..autoencoding import latent_channels
 from .latents import cast_given_latents, latent_size, pack_latents
-from .start import plain_scheduler
+from .plain_scheduler import plain_scheduler
 
 
 class _Seen(Exception):
@@ -208,7 +209,7 @@ def _call(pipe, height, width, levels, call, steps=None):
     if "use_resolution_binning" in takes:
         call = {"use_resolution_binning": False} | call
     count = call.get("num_images_per_prompt", 1)
-    channels = pipe.transformer.config.in_channels if pipe.vae is None else pipe.vae.config.latent_channels
+    channels = latent_channels(pipe.vae, pipe.transformer)
     prompts = call.get("prompt", call.get("class_labels"))
     if isinstance(prompts, (list, tuple, torch.Tensor)):
         count *= len(prompts)

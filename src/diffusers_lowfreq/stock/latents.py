@@ -8,6 +8,7 @@ import torch
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ..guards.values import is_integer
 from ..images import check_pixels
 
 
@@ -23,7 +24,7 @@ def latent_size(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, 
     """
     step = pipe.vae_scale_factor * (2 if hasattr(pipe, "_pack_latents") else 1)
     for name, value in (("height", height), ("width", width)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % step:
+        if not is_integer(value) or value < 1 or value % step:
             raise ValueError(f"`{name}` must be a positive multiple of {step} for a {_name(pipe)}, got {value!r}.")
     check_pixels(height, width)
     return height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
