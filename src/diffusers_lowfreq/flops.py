@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 
+ADAPTERS = ("active_adapters", "merged_adapters", "disable_adapters")  # what layers of peft say of theirs
+
 _COUNTS = WeakKeyDictionary()  # for each network what it costs, by its structure and the shapes of its inputs
 
 
@@ -77,13 +79,12 @@ def _without_weights(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _structure(model: torch.nn.Module) -> tuple:
-    """Describe what the cost of a network depends on beside its inputs: classes, settings, adapters in use, sizes of weights."""
-    plain = (bool, int, float, str, list, tuple)
+    """Describe what the cost of a network depends on beside its inputs: classes, sizes of weights, adapters in use."""
     return tuple(
         (
             type(module),
-            repr({name: value for name, value in vars(module).items() if isinstance(value, plain)}),
             *(tuple(weight.shape) for weight in module.parameters(recurse=False)),
+            *(str(getattr(module, name, None)) for name in ADAPTERS),
         )
         for module in model.modules()
     )

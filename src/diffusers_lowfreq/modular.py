@@ -157,8 +157,7 @@ class LowFreqFlowStep(ModularPipelineBlocks):
         device = components._execution_device if hasattr(transformer, "_hf_hook") else transformer.device
         condition, unconditional = condition_on_labels(ids, num_classes, 1, device)
         network = Network(transformer, noise_ratio=scheduler.alpha(block.noise_ratio))
-        scale = lambda: call.guidance_scale  # noqa: E731
-        velocity = make_velocity(network, condition, unconditional, scale, guider=guider)
+        velocity = make_velocity(network, condition, unconditional, lambda: call.guidance_scale, guider=guider)
         set_grid(scheduler, transformer, height, width, device, block.num_inference_steps)
         source = draw_source(scheduler, low.to(device, transformer.dtype), block.noise_ratio, block.generator)
         block.latents = _integrate(velocity, scheduler, source)

@@ -242,6 +242,27 @@ def test_effective_nfe_counts_forwards_in_flops():
     assert pipe.effective_nfe == pytest.approx(2 + 2 * wide) and wide != ratio
 
 
+def test_effective_nfe_is_read_without_running_a_network():
+    pipe = make_pipeline(None)
+    generate(pipe)
+    calls = record_calls(pipe.prior), record_calls(pipe.transformer)
+    first = pipe.effective_nfe
+    assert first == pipe.effective_nfe > 2 and not any(calls)
+    generate(pipe)
+    assert [len(recorded) for recorded in calls] == [2, 2] and pipe.effective_nfe == first
+
+
+def test_effective_nfe_grows_while_a_call_runs():
+    pipe, seen = make_pipeline(None), []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append(pipe.effective_nfe)
+        return tensors
+
+    generate(pipe, prior_latents=randn(2, 4, 4, 4), callback_on_step_end=look, guidance_scale=2.0)
+    assert seen == [2, 4]
+
+
 # ---------------------------------------------------------------------------------------------------- the grids
 
 

@@ -48,7 +48,7 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def check_inputs(self, *args, **kwargs):
-        """Raise a `ValueError` that names the first argument of a [`Call`] that is not allowed."""
+        """Raise a `ValueError` that names the first argument that is not allowed; the arguments are those of a [`Call`]."""
         check_call(self, Call(*args, **kwargs))
 
     # ------------------------------------------------------------------------------------------------ the method
@@ -70,7 +70,8 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         device, dtype, alpha = self._flow_device, self.transformer.dtype, self.scheduler.alpha(call.noise_ratio)
 
         # 1. The coarse latent, from the prior model unless it is given; a source that is given or all noise needs none
-        latents, low, noisy, held_noise = call.latents, call.prior_latents, call.prior_latents, 0.0
+        latents, low, held_noise = call.latents, call.prior_latents, 0.0
+        noisy = low  # the same, unless the prior model stops early
         if latents is None and low is None and alpha < 1:
             noisy, low, held_noise = self._sample_prior(call, alpha, condition, unconditional)
 
@@ -84,8 +85,9 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
 
         # 3. The flow
         network = Network(self.transformer, "flow", self._network_calls, noise_ratio=alpha)
-        scale = lambda: self._guidance_scale  # noqa: E731
-        velocity = make_velocity(network, condition, unconditional, scale, call.guidance_interval, self.guider)
+        velocity = make_velocity(
+            network, condition, unconditional, lambda: self._guidance_scale, call.guidance_interval, self.guider
+        )
         latents, _ = self.denoise(velocity, self.scheduler, latents.to(device, dtype), call.callback)
 
         # 4. The image
