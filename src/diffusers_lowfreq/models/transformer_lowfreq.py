@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""One small diffusion transformer, for the flow and for the prior model alike."""
+"""One small diffusion transformer, for both the flow and the prior model."""
 
 import math
 import re
@@ -19,8 +19,8 @@ from ..guards.values import MAX_SIZE, check_flag, check_number, check_rising_pai
 from ..guards.versions import VersionedConfigMixin
 
 
-# Layers, heads and head width of the named sizes; the last four are those of DiT (Peebles & Xie 2022, table 1), with
-# heads of 64 throughout. `docs/models.md` lists parameters and FLOPs.
+# Layers, heads and head width of the named sizes. The last four are those of DiT (Peebles & Xie 2022, table 1), with a head
+# width of 64. `docs/models.md` lists parameters and FLOPs.
 SIZES = {
     "nano": {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 64},
     "micro": {"num_layers": 4, "num_attention_heads": 3, "attention_head_dim": 64},
@@ -59,12 +59,12 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _shape(x) -> tuple[int, ...] | str:
-    """The shape of a tensor; of anything else its type."""
+    """Return the shape of a tensor, and the name of its type for anything else."""
     return tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
 
 
 def rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
-    """Angles (height * width, head_dim / 2): half of them turn with the row, half with the column (2-D RoPE)."""
+    """Compute the angles `(height * width, head_dim / 2)` of 2-D RoPE: half of them by row, half by column."""
     frequency = 100.0 ** -(torch.arange(head_dim // 4, dtype=torch.float32, device=device) / (head_dim // 4))
     rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * frequency
     columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * frequency
@@ -74,13 +74,13 @@ def rotary_angles(height: int, width: int, head_dim: int, device: torch.device) 
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + head_dim / 2) of `x` (batch, tokens, heads, head_dim) by the angles of their token."""
+    """Rotate the pairs `(i, i + head_dim / 2)` of `x`, `(batch, tokens, heads, head_dim)`, by the angles of each token."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class LowFreqAttnProcessor:
-    """Self-attention with query/key normalisation and rotary positions, through diffusers' attention dispatcher."""
+    """Self-attention with query/key normalisation and rotary positions, by diffusers' attention dispatcher."""
 
     _attention_backend = None
     _parallel_config = None
@@ -126,7 +126,7 @@ class LowFreqAttention(nn.Module, AttentionModuleMixin):
 
 
 class LowFreqCrossAttnProcessor:
-    """Attention of image to text tokens with query/key normalisation, through diffusers' attention dispatcher."""
+    """Attention from image to text tokens with query/key normalisation, by diffusers' attention dispatcher."""
 
     _attention_backend = None
     _parallel_config = None
@@ -156,7 +156,7 @@ class LowFreqCrossAttnProcessor:
 
 
 class LowFreqCrossAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head attention of image to text tokens; the arithmetic is in the processor."""
+    """Multi-head attention from image to text tokens; the arithmetic is in the processor."""
 
     _default_processor_cls = LowFreqCrossAttnProcessor
     _available_processors = [LowFreqCrossAttnProcessor]
@@ -173,7 +173,7 @@ class LowFreqCrossAttention(nn.Module, AttentionModuleMixin):
         self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
         self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
         self.to_out = nn.ModuleList([nn.Linear(heads * head_dim, dim)])
-        nn.init.zeros_(self.to_out[0].weight)  # no gate: starts as if there were no text
+        nn.init.zeros_(self.to_out[0].weight)  # without a gate, it must start as if there were no text
         nn.init.zeros_(self.to_out[0].bias)
         self.set_processor(self._default_processor_cls())
 
@@ -190,7 +190,7 @@ class LowFreqTransformerBlock(nn.Module):
     """
     Attention and feed-forward, each shifted, scaled and gated by the condition (adaLN-zero with shared weights).
 
-    Where there is text, attention to it stands between the two, neither modulated nor gated (arXiv 2310.00426).
+    A model of text attends to it between the two, without modulation or gate (arXiv 2310.00426).
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_ratio: float, cross_attention: bool = False):
@@ -203,7 +203,7 @@ class LowFreqTransformerBlock(nn.Module):
             self.cross_attn = LowFreqCrossAttention(dim, heads, head_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.ff = FeedForward(dim, inner_dim=int(dim * mlp_ratio), activation_fn="gelu-approximate")
-        # What this block adds to the modulation that all blocks share; zero, so that its gates start closed.
+        # Added to the modulation that all blocks share. Zero at first, so that the gates start closed.
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
 
     def forward(
@@ -229,8 +229,8 @@ class TimeEmbedding(nn.Module):
     """
     Embed a number in [0, 1] by sinusoids of bounded frequency and a two-layer network.
 
-    The frequencies grow geometrically from 1 to `max_frequency` radians per unit, so the embedding changes slowly
-    enough for the derivative in time that one-step training takes.
+    The frequencies grow geometrically from 1 to `max_frequency` radians per unit. The embedding then changes slowly enough
+    for one-step training, which differentiates in time.
     """
 
     def __init__(self, dim: int, max_frequency: float, num_frequencies: int = 64, zero_init: bool = False):
@@ -314,13 +314,13 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
     r"""
     A diffusion transformer that predicts the velocity of a flow on images or latents of any size.
 
-    One class serves as the flow `v_θ` (full size) and as the prior model `G_φ` (coarse size). The low-frequency source
-    needs no change to the network: this is a DiT (arXiv 2212.09748) with adaLN-zero whose weights all blocks share
-    (arXiv 2310.00426), 2-D rotary positions, and query/key normalisation.
+    The same class is the flow `v_θ` at full size and the prior model `G_φ` at coarse size. A low-frequency source needs no
+    change to the network. This is a DiT (arXiv 2212.09748) with adaLN-zero whose weights are shared by all blocks (arXiv
+    2310.00426), 2-D rotary positions, and query/key normalisation.
 
     Args:
         sample_size (`int` or `list[int]`, defaults to `32`):
-            Height and width of the latents it was trained on; the default of pipelines, not a limit.
+            Height and width of the latents it was trained on: the default of pipelines, not a limit.
         patch_size (`int`, defaults to `2`):
             Side of the square patch that becomes one token.
         in_channels (`int`, defaults to `4`):
@@ -330,29 +330,29 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         mlp_ratio (`float`, defaults to `4.0`):
             Width of the feed-forward layer relative to the model.
         num_classes (`int`, *optional*):
-            Number of class labels; one more embedding stands for "no label". Omitted: no labels.
+            Number of class labels. One more embedding means "no label". Omitted: no labels.
         caption_channels (`int`, *optional*):
-            Width of the text embeddings, to which every block then attends; not together with `num_classes`. Omitted: no
-            text, and nothing in the network for it.
+            Width of the text embeddings that every block attends to; not together with `num_classes`. Omitted: no text, and
+            no layers for it.
         time_max_frequency (`float`, defaults to `32.0`):
             Highest frequency of the time embedding, in radians per unit of `timestep / 1000`.
         use_meanflow (`bool`, defaults to `False`):
-            Accept a second time, `timestep_r`, and predict the mean velocity down to it: the mark of a one-step model. Its
-            last layer starts at zero, so a flow checkpoint goes on unchanged.
+            Accept a second time, `timestep_r`, and predict the mean velocity down to it. This makes a one-step model. The
+            last layer of the new embedding starts at zero, so a flow checkpoint keeps its predictions.
         guidance_scale (`float`, *optional*):
-            The classifier-free guidance that the training of a one-step model folds into its output. Pipelines ask for it
-            and make no second call.
+            The classifier-free guidance that training folds into the output of a one-step model. Pipelines use this scale
+            and need no second pass.
         guidance_scale_range (`list[float]`, *optional*):
-            Accept `guidance`, for training over a range of it; `guidance_scale` is then the default. Starts at zero
-            likewise.
+            Accept `guidance`, for training over a range of scales. `guidance_scale` is then the default. Starts at zero
+            too.
         use_noise_ratio (`bool`, defaults to `False`):
-            Accept the `noise_ratio` of the source, for training over a range of it. Starts at zero likewise.
+            Accept the `noise_ratio` of the source, for training over a range of it. Starts at zero too.
         sample_mean (`list[float]`, *optional*), sample_std (`list[float]`, *optional*):
-            Statistics per channel of what the model generates, before it was brought to unit scale. Set on prior
-            models, whose `D(x)` is smaller than `x`; [`LowFreqPipeline`] undoes them.
+            Mean and standard deviation per channel of the data, before it was brought to unit scale. Set on prior models,
+            since `D(x)` has a smaller scale than `x`. [`LowFreqPipeline`] undoes the scaling.
 
     Raises:
-        ValueError: If a size is not positive or the head width is not a multiple of 4.
+        ValueError: If a setting is not allowed, or does not fit the others; it is named.
     """
 
     _supports_gradient_checkpointing = True
@@ -478,23 +478,23 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
-                The state at `timestep`; height and width are multiples of `patch_size`.
+                The state at `timestep`. Height and width are multiples of `patch_size`.
             timestep (`torch.Tensor` of shape `(batch,)` or `()`):
                 The time in 0…1000: 1000 is the source, 0 is data. Kept in float32 up to the sinusoid.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-                Class numbers; `num_classes` stands for "no label", as does leaving it out.
+                Class numbers. `num_classes` means "no label", and so does leaving it out.
             timestep_r (`torch.Tensor` of shape `(batch,)` or `()`, *optional*):
-                The cleaner end of a stretch of time, at most `timestep` and on the same scale; the output is then the
-                mean velocity over it. Omitted: `timestep` itself, the plain velocity. Needs `use_meanflow`.
+                The end of a step, at most `timestep` and on the same scale. The output is then the mean velocity over the
+                step. Omitted: `timestep` itself, the plain velocity. Needs `use_meanflow`.
             noise_ratio (`torch.Tensor` of shape `(batch,)`, *optional*):
                 The share of noise in the source, required with `use_noise_ratio` and refused without.
             guidance (`torch.Tensor` of shape `(batch,)`, *optional*):
                 The guidance scale, at least 1, required with `guidance_scale_range` and refused without.
             encoder_hidden_states (`torch.Tensor` of shape `(batch, text_tokens, caption_channels)`, *optional*):
-                Text embeddings, required with `caption_channels` and refused without. What stands for "no text" is the
-                embedding of the empty string.
+                Text embeddings, required with `caption_channels` and refused without. The embedding of the empty string
+                means "no text".
             encoder_attention_mask (`torch.Tensor` of shape `(batch, text_tokens)`, *optional*):
-                Which text tokens count: true, or 1, for those that are no padding, at least one of each row. Omitted: all.
+                True, or 1, for the text tokens that are not padding, at least one in each row. Omitted: all of them.
             attention_kwargs (`dict`, *optional*):
                 `{"scale": float}` sets the weight of a LoRA.
             return_dict (`bool`, defaults to `True`):
@@ -512,7 +512,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         batch, channels, height, width = hidden_states.shape
         dtype, p = hidden_states.dtype, self.config.patch_size
 
-        # The condition: time, and the rest that modulates all tokens alike
+        # Time, labels and other numbers modulate all tokens alike
         condition = self.time_embed(timestep.expand(batch) / 1000, dtype)
         if self.config.use_meanflow:
             step = timestep - timestep_r if timestep_r is not None else torch.zeros_like(timestep)
@@ -531,7 +531,10 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         if encoder_hidden_states is not None:
             tokens = self.caption_projection(self.caption_norm(encoder_hidden_states.to(dtype)))
             mask = encoder_attention_mask
-            text = (tokens, None if mask is None else mask.bool()[:, None, None])  # for all heads and image tokens
+            text = (
+                tokens,
+                None if mask is None else mask.bool()[:, None, None],
+            )  # the same for all heads and image tokens
 
         # (batch, channels, height, width) -> (batch, tokens, channels * patch * patch)
         h, w = height // p, width // p
