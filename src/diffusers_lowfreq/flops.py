@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 
-ADAPTERS = ("active_adapters", "merged_adapters", "disable_adapters")  # what layers of peft say of theirs
+ADAPTERS = ("active_adapters", "merged_adapters", "disable_adapters")  # attributes of layers of peft
 
-_COUNTS = WeakKeyDictionary()  # for each network what it costs, by its structure and the shapes of its inputs
+_COUNTS = WeakKeyDictionary()  # the counts of each network, by its structure and the shapes of its inputs
 
 
 @torch.no_grad()
@@ -18,9 +18,9 @@ def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **conditi
     """
     Count the floating point operations of one unguided forward pass for one image.
 
-    Matrix products, convolutions and attention are counted (`torch.utils.flop_counter`), a multiply-add as two; quantised
-    weights count as the plain ones. A network is counted once for each shape, on a copy without weights: it does not run
-    itself, and nothing is computed. Only a network that looks at its numbers has no such copy, and runs once.
+    Matrix products, convolutions and attention are counted (`torch.utils.flop_counter`), a multiply-add as two. Quantised
+    weights count like plain ones. The count is made once for each shape, on a copy without weights: nothing is computed, and
+    the network itself does not run. Only a network whose forward pass depends on its numbers has to run, once.
 
     Args:
         model (`torch.nn.Module`):
@@ -28,8 +28,8 @@ def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **conditi
         sample_shape (`tuple[int, ...]`):
             `(channels, height, width)` of its input.
         condition:
-            Further inputs of the model; what a [`LowFreqTransformer2DModel`] requires beside the time is filled in. Text is
-            one token then: give `encoder_hidden_states` of the length to count.
+            Further inputs of the model. Those that a [`LowFreqTransformer2DModel`] requires are filled in, with a text of one
+            token: give `encoder_hidden_states` for longer texts.
 
     Returns:
         `int`: The count.
@@ -41,7 +41,7 @@ def count_flops(model: torch.nn.Module, sample_shape: tuple[int, ...], **conditi
     if key not in counts:
         try:
             counts[key] = _run(_without_weights(model), torch.device("meta"), torch.float32, sample_shape, condition)
-        except Exception:  # whatever a network does that takes numbers; a bad input fails here again
+        except Exception:  # the forward pass depends on numbers; a bad input raises its error again
             counts[key] = _run(model, model.device, model.dtype, sample_shape, condition)
     return counts[key]
 
@@ -57,15 +57,15 @@ def _run(model, device: torch.device, dtype: torch.dtype, sample_shape: tuple[in
     if config.get("caption_channels"):
         inputs["encoder_hidden_states"] = sample.new_zeros(1, 1, config["caption_channels"])
     inputs |= {name: value.to(device) for name, value in condition.items()}
-    # The fused attention of a CPU is unknown to the counter; the mathematical one is made of matrix products.
+    # The counter does not know the fused attention of a CPU; the mathematical one consists of matrix products
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(sample, 500.0 * one, **inputs)
     return counter.get_total_flops()
 
 
 def _without_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """Copy a network, adapters too, onto the `meta` device: in float32, without hooks and with the `forward` of its classes."""
-    memo = {}  # what `deepcopy` takes for its copy of an object
+    """Copy a network and its adapters onto the `meta` device, in float32, without hooks or replaced `forward` methods."""
+    memo = {}  # the copies that `deepcopy` is given
     for x in (*model.parameters(), *model.buffers()):
         memo[id(x)] = torch.empty(x.shape, dtype=torch.float32 if x.is_floating_point() else x.dtype, device="meta")
     for module in model.modules():
@@ -79,7 +79,7 @@ def _without_weights(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _structure(model: torch.nn.Module) -> tuple:
-    """Describe what the cost of a network depends on beside its inputs: classes, sizes of weights, adapters in use."""
+    """Describe what the cost of a network depends on besides its inputs: classes, shapes of weights, adapters in use."""
     return tuple(
         (
             type(module),

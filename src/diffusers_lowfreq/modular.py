@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""A second front end: prior model, flow and decoder as modular blocks of diffusers, to be exchanged or put between others."""
+"""A second front end: prior model, flow and decoder as modular blocks of diffusers, to exchange or combine with others."""
 
 from types import SimpleNamespace
 
@@ -35,8 +35,10 @@ from .pipelines.velocity import Network, Velocity, make_velocity
 from .schedulers import LowFreqFlowMatchScheduler
 
 
-LABELS = InputParam("class_labels", description="Class numbers, one an image; omitted, images of no particular class.")
-GENERATOR = InputParam("generator", description="A `torch.Generator`, or a list of them, one an image.")
+LABELS = InputParam(
+    "class_labels", description="Class numbers, one per image. Omitted: images of no particular class."
+)
+GENERATOR = InputParam("generator", description="A `torch.Generator`, or a list with one per image.")
 
 
 def _integrate(velocity: Velocity, scheduler: SchedulerMixin, x: torch.Tensor) -> torch.Tensor:
@@ -48,10 +50,10 @@ def _integrate(velocity: Velocity, scheduler: SchedulerMixin, x: torch.Tensor) -
 
 
 class LowFreqPriorStep(ModularPipelineBlocks):
-    """Sample coarse latents from the prior model, to the end: what `truncate_prior` is in [`LowFreqPipeline`] blocks do not have."""
+    """Sample coarse latents from the prior model. It does not stop early, as `truncate_prior` of [`LowFreqPipeline`] allows."""
 
     model_name = "lowfreq"
-    description = "Samples coarse latents from the prior model. Leave it out where they come from elsewhere."
+    description = "Samples coarse latents from the prior model. Leave it out if another block makes them."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -65,10 +67,12 @@ class LowFreqPriorStep(ModularPipelineBlocks):
         return [
             LABELS,
             GENERATOR,
-            InputParam("num_images", default=1, type_hint=int, description="Without labels: how many."),
+            InputParam("num_images", default=1, type_hint=int, description="Number of images, without labels."),
             InputParam("prior_num_inference_steps", default=8, type_hint=int, description="Steps of the prior model."),
             InputParam(
-                "prior_guidance_scale", type_hint=float, description="Its guidance, by default 1 or what is folded in."
+                "prior_guidance_scale",
+                type_hint=float,
+                description="Its guidance scale; that of a one-step model, or else 1, by default.",
             ),
         ]
 
@@ -102,10 +106,10 @@ class LowFreqPriorStep(ModularPipelineBlocks):
 
 
 class LowFreqFlowStep(ModularPipelineBlocks):
-    """Make the source of coarse latents and run the flow from it; the guidance is that of the `guider`."""
+    """Make the source of coarse latents, and run the flow from it. The `guider` guides the flow."""
 
     model_name = "lowfreq"
-    description = "Makes the source, the upsampled coarse latents mixed with noise, and runs the flow from it."
+    description = "Upsamples the coarse latents, mixes them with noise, and runs the flow from there."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -128,13 +132,15 @@ class LowFreqFlowStep(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("latents", type_hint=torch.Tensor, description="What the flow makes of the source.")]
+        return [OutputParam("latents", type_hint=torch.Tensor, description="Latents of unit scale.")]
 
     @torch.no_grad()
     def __call__(self, components, state):
         block = self.get_block_state(state)
         transformer, scheduler, low = components.transformer, components.scheduler, block.prior_latents
-        guider = None if transformer.config.use_meanflow else components.guider  # a one-step model has it folded in
+        guider = (
+            None if transformer.config.use_meanflow else components.guider
+        )  # a one-step model has guidance folded in
         height, width = (side * scheduler.config.factor for side in low.shape[-2:])
         num_classes = transformer.config.num_classes
         ids = None if block.class_labels is None else read_label_ids(block.class_labels, num_classes)
@@ -198,9 +204,9 @@ class LowFreqDecodeStep(ModularPipelineBlocks):
 
 class LowFreqBlocks(SequentialPipelineBlocks):
     """
-    Prior model, flow, decoder: what [`LowFreqPipeline`] does with `truncate_prior=False`, in blocks.
+    Prior model, flow and decoder: [`LowFreqPipeline`] with `truncate_prior=False`, in blocks.
 
-    Classes are told by number; the guidance of the flow is that of its `guider` component.
+    Classes are given by number, and the `guider` component guides the flow.
     """
 
     model_name = "lowfreq"

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The method: coarse latent → source → flow → image. All low-frequency pipelines generate in this way."""
+"""The method of all low-frequency pipelines: coarse latent → source → flow → image."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -26,10 +26,10 @@ from .velocity import Condition, Network, Velocity, make_velocity
 
 class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPipeline, SanaLoraLoaderMixin):
     r"""
-    The method that the low-frequency pipelines share; each adds the condition of its networks.
+    The method that the low-frequency pipelines share. Each pipeline adds the condition of its networks.
 
-    A coarse latent, sampled by the prior model or given, becomes the source of the flow, which refines it to a latent in
-    few steps; the autoencoder decodes it. That is [`~LowFreqBasePipeline.generate`].
+    [`~LowFreqBasePipeline.generate`] takes a coarse latent from the prior model or the caller, and makes the source of it. The
+    flow refines the source to a latent in few steps, and the autoencoder decodes it.
     """
 
     _optional_components = ["vae", "prior", "prior_scheduler", "guider"]
@@ -37,7 +37,7 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
     _prior_callback_tensor_inputs = ["prior_latents"]
 
     def _register_components(self, **components):
-        """Register the components of a pipeline, with a scheduler for its prior, unless they do not fit together."""
+        """Check and register the components of a pipeline; a prior without a scheduler gets one."""
         if components.get("prior") is not None and components["prior_scheduler"] is None:
             components["prior_scheduler"] = FlowMatchEulerDiscreteScheduler()
         check_components(components)
@@ -57,25 +57,28 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         self, call: Call, condition: Condition, unconditional: Condition | None = None
     ) -> LowFreqPipelineOutput | tuple:
         """
-        Sample the coarse latent, make the source of it, run the flow, decode: what every call comes down to.
+        Sample the coarse latent, make the source, run the flow, and decode. Every call ends here.
 
         Args:
             call ([`Call`]):
                 The arguments of the call, completed and checked.
-            condition (`Condition`), unconditional (`Condition`, *optional*):
-                The inputs of both networks with the condition and without it, tensors of `batch_size` rows. Without the
-                latter there is no guidance.
+            condition (`dict[str, torch.Tensor]`), unconditional (`dict[str, torch.Tensor]`, *optional*):
+                The conditional and the unconditional input of both networks, with `batch_size` rows. Without the
+                unconditional input there is no guidance.
+
+        Returns:
+            [`LowFreqPipelineOutput`] or `tuple`: As in [`LowFreqPipeline.__call__`].
         """
         self._begin(call, condition)
         device, dtype, alpha = self._flow_device, self.transformer.dtype, self.scheduler.alpha(call.noise_ratio)
 
-        # 1. The coarse latent, from the prior model unless it is given; a source that is given or all noise needs none
+        # 1. The coarse latent, from the prior model unless given. A source that is given, or pure noise, needs none
         latents, low, held_noise = call.latents, call.prior_latents, 0.0
         noisy = low  # the same, unless the prior model stops early
         if latents is None and low is None and alpha < 1:
             noisy, low, held_noise = self._sample_prior(call, alpha, condition, unconditional)
 
-        # 2. The source: the coarse latent upsampled and mixed with noise
+        # 2. The source: the coarse latent, upsampled and mixed with noise
         if low is not None:
             low = low.to(device, dtype)
             latents = self.prepare_latents(noisy.to(device, dtype), call.noise_ratio, call.generator, held_noise)
@@ -102,22 +105,22 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         num_inference_steps: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Integrate a velocity over the grid of `scheduler`; both the prior and the flow run here.
+        Integrate a velocity over the grid of `scheduler`. This is the sampling loop of both the prior and the flow.
 
         Args:
             velocity (`Velocity`):
-                What the network predicts at a state, see `velocity.py`.
+                The prediction of a network, see [`velocity.make_velocity`].
             scheduler (`SchedulerMixin`):
-                Takes the steps.
+                The scheduler that takes the steps.
             x (`torch.Tensor` of shape `(batch, channels, height, width)`):
                 The state at the first level of the grid.
             callback ([`StepCallback`]):
                 Called after each step.
             num_inference_steps (`int`, *optional*):
-                Stop after so many steps of the grid.
+                The number of steps, if fewer than the grid has.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor | None]`: The state, and the last velocity unless there was no step.
+            `tuple[torch.Tensor, torch.Tensor | None]`: The state and the last velocity, which is `None` without a step.
         """
         v, timesteps = None, scheduler.timesteps[:num_inference_steps]
         with self.progress_bar(total=len(timesteps)) as progress_bar:
@@ -153,13 +156,13 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
 
         Args:
             batch_size (`int`), height (`int`), width (`int`):
-                Number and size, in coarse latent units.
+                Number of images, and size of the coarse latents.
             num_inference_steps (`int`):
                 Steps of the prior.
             condition (`dict[str, torch.Tensor]`), unconditional (`dict[str, torch.Tensor]`, *optional*):
-                The inputs of the prior model with the condition and without it.
+                The conditional and the unconditional input of the prior model.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                For the noise.
+                Draws the noise.
             device (`torch.device`):
                 Where the prior model runs.
             guidance_scale (`float`, defaults to `1.0`):
@@ -167,18 +170,18 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`tuple[str, ...]`):
                 As the `prior_…` arguments of a call.
             final_sigma (`float`, defaults to `0.0`):
-                The level to stop at. Above 0 the coarse latents still hold noise, of deviation
+                The level to stop at. Above 0, the coarse latents still contain noise. Its standard deviation is
                 `final_sigma / (1 - final_sigma)` times the prior's `sample_std`.
             clean_by_a_call (`bool`, defaults to `False`):
-                Whether a one-step prior that stops early is called once more, for the coarse latents without noise. What its
-                last velocity makes of them is too smooth, since that is the mean over a step that ends before.
+                Whether to remove that noise by one more call of a one-step prior. Its last velocity would leave the coarse
+                latents too smooth: it is the mean over a step that ends at `final_sigma`.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]` of shapes `(batch_size, channels, height, width)`, at the scale of the
-            latents: the coarse latents with their noise, and what the last velocity makes of them without it.
+            latents: the coarse latents with their noise, and without it, by the last velocity.
 
         Raises:
-            ValueError: If the prior's scheduler shifts its grid, so that it would stop elsewhere.
+            ValueError: If the scheduler of the prior shifts its grid, and would stop at another level.
         """
         self._prior_guidance_scale = guidance_scale
         prior, scheduler = self.prior, self.prior_scheduler
@@ -198,10 +201,10 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         if final_sigma and clean_by_a_call and getattr(prior.config, "use_meanflow", False):
             set_grid(scheduler, prior, height, width, device, sigmas=[final_sigma])
             clean, _ = self.denoise(velocity, scheduler, x, StepCallback("prior_latents"))
-        return prior.denormalize(noisy), prior.denormalize(clean)  # back from unit scale to the scale of D(x)
+        return prior.denormalize(noisy), prior.denormalize(clean)  # from unit scale to the scale of D(x)
 
     def _sample_prior(self, call: Call, alpha: float, condition: Condition, unconditional: Condition | None) -> tuple:
-        """Run the prior model for a call: coarse latents with noise, without it, and the deviation of the noise."""
+        """Sample coarse latents for a call: with the noise of an early stop, without it, and the deviation of that noise."""
         factor, device, final_sigma, held_noise = self.scheduler.config.factor, self._flow_device, 0.0, 0.0
         height, width = (side // factor for side in self._latent_shape[1:])
         if self.config.truncate_prior if call.truncate_prior is None else call.truncate_prior:
@@ -239,11 +242,11 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
             prior_latents (`torch.Tensor` of shape `(batch, channels, height / factor, width / factor)`):
                 Coarse latents.
             noise_ratio (`float`, *optional*):
-                The scheduler's own when omitted.
+                The share of noise; that of the scheduler when omitted.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                For the noise.
+                Draws the noise.
             held_noise (`torch.Tensor` of shape `(channels, 1, 1)` or `float`, defaults to `0.0`):
-                Deviation of the noise that the coarse latents hold already; so much less is added.
+                Standard deviation of the noise that is already in the coarse latents. Less noise is added for it.
 
         Returns:
             `torch.Tensor` of shape `(batch, channels, height, width)`.
@@ -252,17 +255,17 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
 
     def decode_latents(self, latents: torch.Tensor, output_type: str):
         """
-        Decode latents of unit scale `(batch, channels, height, width)`; `"latent"` leaves them as they are.
+        Decode latents of unit scale, `(batch, channels, height, width)`. `"latent"` returns them as they are.
 
         Raises:
-            ValueError: If what comes out is not finite, which would be a black image.
+            ValueError: If the images are not finite: they would be black.
         """
         return decode(self.vae, latents, output_type, self.image_processor)
 
     # ------------------------------------------------------------------------------------------------ state of a call
 
     def _begin(self, call: Call, condition: Condition):
-        """Start the state of a call, and the grid of the flow."""
+        """Set the state of a call, and the grid of the flow."""
         self._guidance_scale = call.guidance_scale
         self._prior_guidance_scale = call.prior_guidance_scale
         self._interrupt = False
@@ -275,7 +278,7 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         self._num_timesteps = len(self.scheduler.timesteps)
 
     def _decode(self, call: Call, latents: torch.Tensor, low: torch.Tensor | None) -> LowFreqPipelineOutput | tuple:
-        """Decode what the flow ends in, and the coarse latent if the call asks for it; end the call."""
+        """Decode the latents, and the coarse latents if the call asks for them, and end the call."""
         images, prior_images = self.decode_latents(latents, call.output_type), None
         if call.output_prior_images and low is not None:
             prior_images = self.decode_latents(self.scheduler.projection.upsample(low), call.output_type)
@@ -312,22 +315,22 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels per latent along a side, of the autoencoder that the pipeline has now; 1 without one."""
+        """Pixels per latent along a side, for the current autoencoder; 1 without one."""
         return vae_scale_factor(self.vae)
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels of a call that leaves them out: those that the model was trained on."""
+        """The default height and width in pixels: those that the model was trained on."""
         _, height, width = self.transformer.sample_shape
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     @property
     def effective_nfe(self) -> float:
         """
-        Cost per image of the last call, in unguided forward passes of the flow network.
+        Cost per image of the last call, in unguided forward passes of the flow.
 
-        The sum of the flow's forward passes (two per guided step) and of the prior's, these weighted by the FLOPs of a prior
-        forward over those of a flow forward. The autoencoder is not counted.
+        Forward passes of the flow, two per guided step, plus those of the prior weighted by their FLOPs relative to the flow.
+        The autoencoder is not counted. No network runs to find out, see [`flops.count_flops`].
         """
         nfe = float(self._network_calls["flow"])
         if self._network_calls["prior"]:
@@ -340,5 +343,5 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
 
     @property
     def _flow_device(self) -> torch.device:
-        """Where the flow runs: without accelerate's hooks where it lies; `_execution_device` walks through all modules."""
+        """Where the flow runs. `_execution_device` visits all modules, so it is used only with hooks of accelerate."""
         return self._execution_device if hasattr(self.transformer, "_hf_hook") else self.transformer.device

@@ -60,10 +60,10 @@ def condition_on_labels(
     ids: list[int] | None, num_classes: int | None, num_images_per_prompt: int, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
     """
-    Turn class numbers into the inputs of the networks.
+    Turn class numbers into the conditional and the unconditional input of the networks.
 
     Returns:
-        `tuple`: The inputs with the labels and without them, a row for each image; `({}, None)` if `ids` is `None`.
+        `tuple`: Both inputs, with a row for each image; `({}, None)` if `ids` is `None`.
     """
     if ids is None:
         return {}, None
@@ -96,7 +96,7 @@ class ClassLabelsMixin:
     def encode_labels(
         self, class_labels: int | str | list[int | str] | torch.Tensor | None, num_images_per_prompt: int, device
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
-        """Turn labels into the inputs of the networks with the labels and without them; omitted, there are none."""
+        """Turn labels into the conditional and the unconditional input of the networks; see [`condition_on_labels`]."""
         ids = None if class_labels is None else self.get_label_ids(class_labels)
         return condition_on_labels(ids, self._num_classes, num_images_per_prompt, device)
 

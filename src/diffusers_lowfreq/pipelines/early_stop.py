@@ -1,9 +1,10 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """
-Where the prior model may stop: no step is spent on removing noise that the source would add again.
+Where the prior model may stop early: no step is spent on removing noise that the source would add again.
 
-At its level `s` the prior's state over `1 - s` is the coarse latent with noise of deviation `s / (1 - s)` times the prior's
-`sample_std`. The source, `(1 - alpha) * U(low) + alpha * noise`, needs coarse noise anyway.
+The state of the prior model at level `s`, divided by `1 - s`, is the coarse latent plus noise. The standard deviation of the
+noise is `s / (1 - s)` times the prior's `sample_std`. The source, `(1 - alpha) * U(low) + alpha * noise`, contains such noise
+anyway.
 """
 
 import torch
@@ -21,14 +22,14 @@ def final_prior_sigma(
     """
     Compute the level at which the noise of the prior model is the coarse noise that the source needs.
 
-    The source has room for `(1 - alpha) * U(n)` within `alpha * noise` as long as the deviation of `n` times `1 - alpha` is
-    at most `alpha` times the [`~LowFrequencyProjection.coarse_noise_scale`].
+    White noise `alpha * noise` can contain `(1 - alpha) * U(n)` if the standard deviation of `n`, times `1 - alpha`, is at
+    most `alpha` times the [`~LowFrequencyProjection.coarse_noise_scale`].
 
     Args:
         prior (`ModelMixin`):
             The prior model.
         scheduler ([`LowFreqFlowMatchScheduler`]):
-            What makes the source.
+            Makes the source.
         alpha (`float`):
             The noise ratio of the source, below 1.
         height (`int`), width (`int`):
@@ -43,17 +44,17 @@ def final_prior_sigma(
 
 
 def noise_at_stop(prior: ModelMixin, final_sigma: float, device: torch.device) -> torch.Tensor:
-    """Return the deviation `(channels, 1, 1)` of the noise in coarse latents of a prior model that stopped at `final_sigma`."""
+    """Return the standard deviation `(channels, 1, 1)` of the noise left by a prior model that stops at `final_sigma`."""
     std = torch.tensor(prior.config.sample_std or [1.0], device=device).view(-1, 1, 1)
     return final_sigma / (1 - final_sigma) * std
 
 
 def check_stop(scheduler: SchedulerMixin, num_inference_steps: int, final_sigma: float):
     """
-    Refuse a grid of the prior model that does not reach `final_sigma` after `num_inference_steps`.
+    Check that the grid of the prior model reaches `final_sigma` after `num_inference_steps`.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it does not, because the scheduler shifts it or takes more than one level per step.
     """
     if final_sigma and abs(float(scheduler.sigmas[num_inference_steps]) - final_sigma) > 1e-4:
         raise ValueError(
@@ -69,19 +70,19 @@ def draw_source(
     held_noise: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """
-    Draw the noise of the source, less what the coarse latents hold already, and make the source.
+    Draw the noise of the source, reduced by the noise that is already in the coarse latents, and make the source.
 
     Args:
         scheduler ([`LowFreqFlowMatchScheduler`]):
-            What makes the source.
+            Makes the source.
         low (`torch.Tensor` of shape `(batch, channels, height / factor, width / factor)`):
             Coarse latents.
         noise_ratio (`float`, *optional*):
-            The scheduler's own when omitted.
+            The noise ratio of the call; that of the scheduler when omitted.
         generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
             For the noise.
         held_noise (`torch.Tensor` of shape `(channels, 1, 1)` or `float`, defaults to `0.0`):
-            The deviation of the noise in `low`, see [`noise_at_stop`].
+            The standard deviation of the noise in `low`, see [`noise_at_stop`].
 
     Returns:
         `torch.Tensor` of shape `(batch, channels, height, width)`.

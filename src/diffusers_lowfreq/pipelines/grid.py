@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The levels that the flow and the prior model step over."""
+"""The levels of the flow and of the prior model."""
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ def set_grid(
     sigmas: list[float] | None = None,
 ):
     """
-    Set the grid of `scheduler` by its levels, or else by their number.
+    Set the grid of `scheduler`, by its levels or by their number.
 
-    A dynamic shift is linear in the number of tokens that `model` makes of `height` times `width` latents.
+    A dynamic shift is linear in the number of tokens of `model` for latents of `height` times `width`.
     """
     grid = {"num_inference_steps": num_inference_steps} if sigmas is None else {"sigmas": sigmas}
     config = scheduler.config
@@ -33,6 +33,6 @@ def set_grid(
 
 
 def prior_sigmas(num_inference_steps: int, final_sigma: float = 0.0) -> list[float]:
-    """Return the levels of the prior model, evenly from 1 to `final_sigma`; a scheduler adds 0 itself."""
+    """Return evenly spaced levels of the prior model, from 1 to `final_sigma`; without 0, which schedulers add."""
     sigmas = np.linspace(1, final_sigma, num_inference_steps + 1).tolist()
     return sigmas if final_sigma else sigmas[:-1]

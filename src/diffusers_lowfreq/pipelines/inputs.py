@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""What a call of a pipeline is, and everything that is refused: components that do not fit together, and bad calls."""
+"""The call of a pipeline, and every check: of components that must fit together, and of the arguments of calls."""
 
 import inspect
 import math
@@ -37,15 +37,15 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 @dataclass
 class StepCallback:
     """
-    A callback after each step of a loop. It is given the state by name, and may hand back another one.
+    A callback after each step of a loop, which may change the state.
 
     Args:
         name (`str`):
-            What it calls the state: `"latents"` or `"prior_latents"`.
+            The name of the state: `"latents"` or `"prior_latents"`.
         function (`Callable`, *optional*):
-            Called as `function(pipe, step, timestep, {name: state})`; without one the state stays as it is.
+            Called as `function(pipe, step, timestep, {name: state})`. Without one, the state does not change.
         tensor_inputs (`Sequence[str]`, defaults to `()`):
-            The names that it is given: `[name]`, or none.
+            The tensors passed to it: `[name]`, or none.
     """
 
     name: str
@@ -54,11 +54,11 @@ class StepCallback:
 
     @property
     def argument(self) -> str:
-        """The argument of a call that it comes from."""
+        """The argument of the call that gave it."""
         return "prior_callback_on_step_end" if self.name == "prior_latents" else "callback_on_step_end"
 
     def check(self):
-        """Raise a `ValueError` if it cannot be called, or asks for other tensors than it can be given."""
+        """Raise a `ValueError` if it is not callable, or needs tensors that the loop does not have."""
         if self.function is not None and not callable(self.function):
             raise ValueError(f"`{self.argument}` must be callable, got {self.function!r}.")
         names = self.tensor_inputs
@@ -67,10 +67,10 @@ class StepCallback:
 
     def __call__(self, pipe, step: int, timestep: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """
-        Return the state to go on from.
+        Call it, and return the state to continue from.
 
         Raises:
-            ValueError: If the callback returns no dict, or another thing than a state of the same shape in it.
+            ValueError: If it does not return a dict, or the state in the dict has another shape.
         """
         if self.function is None:
             return state
@@ -87,9 +87,9 @@ class StepCallback:
 @dataclass
 class Call:
     """
-    The arguments that the calls of all our pipelines share, see [`LowFreqPipeline.__call__`].
+    The arguments shared by the calls of all our pipelines, see [`LowFreqPipeline.__call__`].
 
-    `None` stands for what the pipeline itself has, until [`~Call.complete`] fills it in. `batch_size` is the number of images.
+    `batch_size` is the number of images. [`~Call.complete`] fills in a size or a guidance scale of `None`.
     """
 
     batch_size: int
@@ -115,7 +115,7 @@ class Call:
     prior_callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("prior_latents",)
 
     def complete(self, pipe) -> "Call":
-        """Fill in the size and the guidance of a call that leaves them out: those the models were trained for."""
+        """Fill in the defaults of a pipeline: the size and the guidance that its models were trained for."""
         height, width = pipe.default_size
         self.height = height if self.height is None else self.height
         self.width = width if self.width is None else self.width
@@ -126,30 +126,30 @@ class Call:
         return self
 
     def asks_for_guidance(self, pipe) -> bool:
-        """Whether a guidance scale is another than the one that its model has anyway."""
+        """Whether a guidance scale differs from the default of its model."""
         scales = (self.guidance_scale, self.prior_guidance_scale)
         return scales != tuple(default_guidance_scale(model) for model in (pipe.transformer, pipe.prior))
 
     @property
     def callback(self) -> StepCallback:
-        """What is called after each step of the flow."""
+        """The callback after each step of the flow."""
         return self._callback("latents", self.callback_on_step_end, self.callback_on_step_end_tensor_inputs)
 
     @property
     def prior_callback(self) -> StepCallback:
-        """What is called after each step of the prior model."""
+        """The callback after each step of the prior model."""
         names = self.prior_callback_on_step_end_tensor_inputs
         return self._callback("prior_latents", self.prior_callback_on_step_end, names)
 
     @staticmethod
     def _callback(name: str, function, tensor_inputs) -> StepCallback:
-        if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):  # these say themselves what they need
+        if isinstance(function, (PipelineCallback, MultiPipelineCallbacks)):  # they name the tensors they need
             tensor_inputs = function.tensor_inputs
         return StepCallback(name, function, tensor_inputs)
 
 
 def default_guidance_scale(model: ModelMixin | None) -> float:
-    """Return the guidance scale of a call that asks for none: 1, or what a one-step model has folded in."""
+    """Return the guidance scale of a call that gives none: that of a one-step model, or else 1."""
     return getattr(model.config, "guidance_scale", None) or 1.0 if model is not None else 1.0
 
 
@@ -157,7 +157,7 @@ def default_guidance_scale(model: ModelMixin | None) -> float:
 
 
 def check_components(components: dict):
-    """Raise a `ValueError` if a component is of the wrong class."""
+    """Raise a `ValueError` if a component has the wrong class."""
     guider = components.get("guider")
     if guider is not None and not isinstance(guider, BaseGuidance):
         raise ValueError(f"`guider` must be one of diffusers' guiders, got {type(guider).__name__}.")
@@ -177,7 +177,7 @@ def check_components(components: dict):
 
 
 def check_complete(pipe):
-    """Raise a `ValueError` if a pipeline was loaded in part and cannot generate."""
+    """Raise a `ValueError` if a component is missing that generation needs."""
     needed = ["transformer", "scheduler"] + ["prior_scheduler"] * (pipe.prior is not None)
     for name in needed:
         if getattr(pipe, name) is None:
@@ -185,7 +185,7 @@ def check_complete(pipe):
 
 
 def check_schedulers(scheduler: SchedulerMixin | None, prior_scheduler: SchedulerMixin | None):
-    """Raise a `ValueError` if a scheduler cannot make the source, or a prior scheduler is wrong from Gaussian noise."""
+    """Raise a `ValueError` if `scheduler` cannot make the source, or `prior_scheduler` cannot sample the prior model."""
     if scheduler is not None and not isinstance(scheduler, LowFreqFlowMatchScheduler):
         raise ValueError(
             "`scheduler` must be a LowFreqFlowMatchScheduler, which makes the source of the flow, got "
@@ -210,7 +210,7 @@ def check_solver(
     model_name: str = "transformer",
     scheduler_name: str = "scheduler",
 ):
-    """Raise a `ValueError` if a solver does not match what its model predicts: a velocity, or a mean velocity."""
+    """Refuse a solver that does not match what its model predicts: a velocity, or a mean velocity."""
     if model is None or scheduler is None:
         return
     name, is_mean_flow = type(scheduler).__name__, getattr(model.config, "use_meanflow", False)
@@ -236,7 +236,7 @@ def check_solvers(pipe):
 
 
 def check_prior(transformer: ModelMixin, prior: ModelMixin | None):
-    """Raise a `ValueError` if the prior model makes coarse latents of other channels than the flow takes."""
+    """Raise a `ValueError` if the prior model and the flow differ in their channels."""
     channels = transformer.config.in_channels
     if prior is not None and prior.config.in_channels != channels:
         raise ValueError(
@@ -246,7 +246,7 @@ def check_prior(transformer: ModelMixin, prior: ModelMixin | None):
 
 
 def check_prior_classes(pipe):
-    """Raise a `ValueError` if the prior model knows other classes than the flow."""
+    """Raise a `ValueError` if the prior model and the flow differ in their classes."""
     num_classes = pipe.transformer.config.num_classes
     if pipe.prior is not None and pipe.prior.config.num_classes != num_classes:
         raise ValueError(
@@ -255,13 +255,13 @@ def check_prior_classes(pipe):
 
 
 def check_no_text(transformer: ModelMixin | None):
-    """Raise a `ValueError` if a flow that is to be conditioned on labels takes text."""
+    """Raise a `ValueError` if the flow of a pipeline for class labels takes text."""
     if getattr(getattr(transformer, "config", None), "caption_channels", None) is not None:
         raise ValueError("`transformer` must not have `caption_channels`: use a LowFreqTextToImagePipeline for text.")
 
 
 def check_text_encoder(pipe):
-    """Raise a `ValueError` if a network takes no text, or text of another width than the text encoder makes."""
+    """Raise a `ValueError` if a network takes no text, or the text encoder has another width."""
     widths = {
         name: getattr(getattr(pipe, name).config, "caption_channels", None)
         for name in ("transformer", "prior")
@@ -270,7 +270,7 @@ def check_text_encoder(pipe):
     for name, width in widths.items():
         if width is None:
             raise ValueError(
-                f"`{name}` must have `caption_channels`, the width of the text embeddings that it is told; got None."
+                f"`{name}` must have `caption_channels`, the width of the text embeddings that it takes; got None."
             )
         if width != next(iter(widths.values())):
             raise ValueError(
@@ -285,7 +285,7 @@ def check_text_encoder(pipe):
             )
 
 
-# ------------------------------------------------------------------------------------------------- the calls' values
+# ---------------------------------------------------------------------------------------------- arguments of a call
 
 
 def check_call(pipe, call: Call):
@@ -294,10 +294,10 @@ def check_call(pipe, call: Call):
 
     Args:
         pipe (`LowFreqBasePipeline`):
-            The pipeline, or what has its `transformer`, `scheduler`, `prior`, `prior_scheduler`, `guider` and
-            `vae_scale_factor`.
+            The pipeline. Only its `transformer`, `scheduler`, `prior`, `prior_scheduler`, `guider` and `vae_scale_factor`
+            are read.
         call ([`Call`]):
-            The call, completed.
+            The completed call.
     """
     call.callback.check()
     call.prior_callback.check()
@@ -320,7 +320,7 @@ def check_call(pipe, call: Call):
 
 
 def check_size(pipe, height: int, width: int):
-    """Raise a `ValueError` if autoencoder, patches and factor do not divide a size in pixels, or it is too large."""
+    """Raise a `ValueError` if a size in pixels is not a multiple of what autoencoder, patches and factor need, or too large."""
     prior_patch = pipe.prior.config.patch_size if pipe.prior is not None else 1
     step = math.lcm(pipe.transformer.config.patch_size, pipe.scheduler.config.factor * prior_patch)
     step *= pipe.vae_scale_factor
@@ -333,7 +333,7 @@ def check_size(pipe, height: int, width: int):
 
 
 def check_folded_guidance(name: str, value: float, model: ModelMixin | None):
-    """Raise a `ValueError` that names a guidance scale that a one-step model was not trained for."""
+    """Raise a `ValueError` if a one-step model was not trained for a guidance scale."""
     if not getattr(getattr(model, "config", None), "use_meanflow", False):
         return
     folded, allowed = default_guidance_scale(model), model.config.guidance_scale_range
@@ -381,7 +381,7 @@ def _check_latents(pipe, call: Call, alpha: float):
         check_tensor("prior_latents", call.prior_latents, (*shape, height // factor, width // factor), dtype)
 
 
-# ------------------------------------------------------------------------------------------------- the calls' texts
+# --------------------------------------------------------------------------------------------- text of a call
 
 
 def check_prompts(
@@ -395,7 +395,7 @@ def check_prompts(
     negative_prompt_attention_mask,
     max_sequence_length,
 ) -> int:
-    """Raise a `ValueError` that names the first argument about text that is not allowed; return the number of prompts."""
+    """Raise a `ValueError` that names the first text argument that is not allowed; return the number of prompts."""
     check_count("num_images_per_prompt", num_images_per_prompt)
     if max_sequence_length is not None:
         check_count("max_sequence_length", max_sequence_length)
@@ -457,7 +457,7 @@ def _check_embeds(pipe, name: str, embeds: torch.Tensor, mask: torch.Tensor):
 
 
 def check_images(images: torch.Tensor):
-    """Raise a `ValueError` if decoded images are not finite: they would be black."""
+    """Raise a `ValueError` if images are not finite: they would be black."""
     if not images.isfinite().all():
         raise ValueError(
             "`latents` must give finite images, these do not. A `guidance_scale` or `prior_guidance_scale` may be too large, "

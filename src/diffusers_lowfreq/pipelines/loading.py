@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""How pipelines, and LoRAs of their flow, are saved and loaded: from safetensors files only, and with our classes only."""
+"""Save and load pipelines, and load LoRAs of their flow: safetensors files and our classes only."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def _check_safetensors(kwargs: dict):
 
 
 class LowFreqLoaderMixin:
-    """Save and load as diffusers does, and refuse what is unsafe or no low-frequency pipeline. To be named first among the bases."""
+    """Save and load as diffusers does, but refuse pickles and foreign components. Must be the first base class."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -42,9 +42,9 @@ class LowFreqLoaderMixin:
         Load a pipeline as `DiffusionPipeline.from_pretrained` does, from safetensors files only.
 
         Raises:
-            ValueError: If a local folder lacks the subfolder of a component, or if what is there is no low-frequency pipeline,
-                has components of another class than such a pipeline takes, or was made by a newer version of this one.
-            OSError: If a file of a component is missing or broken, or the repository on the Hub; it is named.
+            ValueError: If it is not a low-frequency pipeline, has components of the wrong class, was saved by a newer version,
+                or lacks the folder of a component.
+            OSError: If a file of a component, or the repository on the Hub, is missing or broken. The error names it.
         """
         _check_safetensors(kwargs)
         kwargs["use_safetensors"] = True
@@ -64,7 +64,7 @@ class LowFreqLoaderMixin:
 
     @classmethod
     def _check_folders(cls, folder: Path, given):
-        """Raise a `ValueError` if a saved pipeline lacks the folder of a component that is not given."""
+        """Raise a `ValueError` if a saved pipeline lacks the folder of a component that the caller does not give."""
         cls.load_config(str(folder))  # a broken file is reported by diffusers
         saved = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         for name, entry in ((k, saved[k]) for k in saved if k in cls._get_init_keys(cls)):
@@ -89,7 +89,7 @@ class LowFreqLoaderMixin:
         """Return the cached folder of a repository's current revision, if it has every file of every component."""
         try:
             info = HfApi(token=kwargs.get("token")).model_info(name, revision=kwargs.get("revision"))
-        except Exception:  # no such repository, no network, no right to read: diffusers says it
+        except Exception:  # no such repository, no network, no access: diffusers reports it
             return None
         cached = partial(try_to_load_from_cache, name, cache_dir=kwargs.get("cache_dir"), revision=info.sha)
         index = cached("model_index.json")
@@ -132,8 +132,7 @@ class LowFreqLoaderMixin:
         """
         Save a pipeline as `DiffusionPipeline.save_pretrained` does, to safetensors files only.
 
-        `safe_serialization=False` asks for pickled weights, which `from_pretrained` would not load. It is answered with a
-        warning and safetensors files.
+        `safe_serialization=False`, which asks for pickles, only gives a warning: `from_pretrained` would not load them.
         """
         if not safe_serialization:
             logger.warning(
@@ -154,8 +153,8 @@ class LowFreqLoaderMixin:
         Load a LoRA of the flow as diffusers' pipelines do, from safetensors files only.
 
         Raises:
-            ValueError: If it says that it was trained for another source, or on other weights, than those of this pipeline, or
-                if a pickle is asked for.
+            ValueError: If its metadata names another source or other weights than those of this pipeline, or the file is not a
+                safetensors file.
         """
         _check_safetensors(kwargs)
         if not str(kwargs.get("weight_name") or LORA_WEIGHT_NAME_SAFE).endswith(".safetensors"):
@@ -168,7 +167,7 @@ class LowFreqLoaderMixin:
         self.load_lora_into_transformer(state_dict, self.transformer, **options)
 
     def _check_lora(self, facts: dict):
-        """Raise a `ValueError` if a LoRA says that it is for other weights, or for another source."""
+        """Raise a `ValueError` if the metadata of a LoRA names other weights, or another source."""
         refuse_other_weights("pretrained_model_name_or_path_or_dict", self.transformer, facts)
         is_gaussian = self.scheduler.config.noise_ratio == 1  # then the LoRA is for `generate_from_coarse`
         for name, own in ({} if is_gaussian else self.scheduler.source).items():
@@ -181,7 +180,7 @@ class LowFreqLoaderMixin:
     def _upload_folder(
         self, working_dir, repo_id: str, token: str | None = None, subfolder: str | None = None, **kwargs
     ):
-        """Upload as diffusers does, with a card made of facts, unless the repository has one or this is a folder in it."""
+        """Upload as diffusers does, with a model card, unless the repository has one or the upload is a subfolder."""
         if subfolder is None and not file_exists(repo_id, "README.md", token=token):
             save_model_card(working_dir, repo_id, self)
         return super()._upload_folder(working_dir, repo_id, token=token, subfolder=subfolder, **kwargs)

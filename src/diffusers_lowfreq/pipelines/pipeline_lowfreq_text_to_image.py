@@ -24,7 +24,7 @@ from .pipeline_output import LowFreqPipelineOutput
 
 if is_transformers_available():
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-else:  # the annotations below name them; without transformers there is no text encoder to give
+else:  # for the annotations below; without transformers there are no text encoders
     PreTrainedModel = PreTrainedTokenizerBase = object
 
 logger = logging.get_logger(__name__)
@@ -44,44 +44,44 @@ EXAMPLE_DOC_STRING = """
 
 class LowFreqTextToImagePipeline(LowFreqBasePipeline):
     r"""
-    Generate images of a text with a flow that starts from a low-frequency prior (arXiv 2606.04092).
+    Generate images from text with a flow that starts from a low-frequency prior (arXiv 2606.04092).
 
-    The text is encoded once and told to both networks: the prior model samples a coarse latent from noise; the scheduler
-    makes the source of it, upsampled and mixed with Gaussian noise; the flow refines the source to a latent in few steps; the
+    The text is encoded once, for both networks. The prior model samples a coarse latent from noise. The scheduler upsamples it
+    and mixes it with Gaussian noise, which makes the source. The flow refines the source to a latent in few steps, and the
     autoencoder decodes it.
 
     Args:
         transformer ([`LowFreqTransformer2DModel`]):
             The flow, with `caption_channels`.
         scheduler ([`LowFreqFlowMatchScheduler`]):
-            Makes the source (projection, factor and noise ratio are its configuration) and steps the flow.
+            Makes the source, by the projection, factor and noise ratio of its configuration, and steps the flow.
         text_encoder (`CLIPTextModel` or `T5EncoderModel`):
             A frozen text encoder of transformers, whose last hidden states are `caption_channels` wide.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer.
         vae (`AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny`, *optional*):
-            The autoencoder; without one the flow works on pixels in [-1, 1].
+            The autoencoder. Without one, the flow works on pixels in [-1, 1].
         prior ([`LowFreqTransformer2DModel`], *optional*):
-            The prior model of coarse latents, with the same `caption_channels`; without one, calls need `prior_latents` or
+            The prior model of coarse latents, with the same `caption_channels`. Without one, calls need `prior_latents` or
             `latents`, unless the noise ratio is 1.
         prior_scheduler (`SchedulerMixin`, *optional*):
-            A deterministic flow-matching scheduler that takes explicit sigmas; `FlowMatchEulerDiscreteScheduler` if a
-            `prior` comes without one.
+            A deterministic flow-matching scheduler that takes explicit sigmas. If a `prior` is given without one, a
+            `FlowMatchEulerDiscreteScheduler`.
         truncate_prior (`bool`, defaults to `False`):
-            Whether a call lets the prior model stop early, see there.
+            Whether the prior model stops early, see [`~LowFreqPipeline.__call__`].
         guider (`BaseGuidance`, *optional*):
-            One of diffusers' guiders, for the flow, instead of `guidance_scale`.
+            A guider of diffusers for the flow, instead of `guidance_scale`.
 
     Raises:
-        ValueError: If the networks or the text encoder do not fit together, `scheduler` cannot make the source or
-            `prior_scheduler` redraws noise.
+        ValueError: If the networks and the text encoder do not fit together, `scheduler` cannot make the source, or
+            `prior_scheduler` draws new noise.
     """
 
     model_cpu_offload_seq = "text_encoder->prior->transformer->vae"
 
     def __init__(
         self,
-        # `from_pipe` hands a model on only if its very class stands here, a subclass of `ModelMixin` is not enough
+        # `from_pipe` passes a model on only if its exact class is listed here; `ModelMixin` alone is not enough
         transformer: LowFreqTransformer2DModel | ModelMixin,
         scheduler: LowFreqFlowMatchScheduler,
         text_encoder: PreTrainedModel,
@@ -154,7 +154,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
         max_sequence_length: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         r"""
-        Encode prompts and what to keep away from, once for every image.
+        Encode prompts and negative prompts, with a row for each image.
 
         Args:
             prompt (`str` or `list[str]`, *optional*):
@@ -162,20 +162,20 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             negative_prompt (`str` or `list[str]`, *optional*):
                 What to guide away from, for all prompts or for each; the empty string when omitted.
             num_images_per_prompt (`int`, defaults to `1`):
-                How often each row of what is returned is repeated.
+                How often each row of the output is repeated.
             do_classifier_free_guidance (`bool`, defaults to `True`):
                 Whether to encode the negative prompt too.
             prompt_embeds (`torch.Tensor` of shape `(prompts, text_tokens, caption_channels)`, *optional*), prompt_attention_mask (`torch.Tensor` of shape `(prompts, text_tokens)`, *optional*):
-                Embeddings instead of `prompt`, and which tokens of them count.
+                Embeddings instead of `prompt`, and a mask of the tokens that are not padding.
             negative_prompt_embeds (`torch.Tensor` of shape `(prompts or 1, text_tokens, caption_channels)`, *optional*), negative_prompt_attention_mask (`torch.Tensor` of shape `(prompts or 1, text_tokens)`, *optional*):
                 The same instead of `negative_prompt`.
             max_sequence_length (`int`, *optional*):
-                The most tokens of a prompt; by default as many as the encoder takes, and 256 if it knows no limit. What
-                is longer is cut, with a warning.
+                The largest number of tokens of a prompt; by default as many as the encoder takes, or 256 if it has no
+                limit. Longer prompts are cut, with a warning.
 
         Returns:
             `tuple`: `prompt_embeds`, `prompt_attention_mask`, `negative_prompt_embeds` and `negative_prompt_attention_mask`,
-            all padded to one length; the last two are `None` without guidance.
+            all padded to the same length. The last two are `None` without guidance.
         """
 
         def encode(text):
@@ -242,48 +242,48 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             prompt (`str` or `list[str]`, *optional*):
                 What to show; this or `prompt_embeds`.
             negative_prompt (`str` or `list[str]`, *optional*):
-                What guidance leads away from, for all prompts or for each; the empty string when omitted. It has no effect
-                without guidance, and there is none for a one-step model, whose guidance is folded in.
+                What to guide away from, for all prompts or for each; the empty string when omitted. It has no effect without
+                guidance, nor on a one-step model, whose guidance is folded in.
             height (`int`, *optional*), width (`int`, *optional*):
-                Size in pixels, by default the one that the model was trained on.
+                Size in pixels; by default the size that the model was trained on.
             num_inference_steps (`int`, defaults to `4`):
                 Steps of the flow.
             prior_num_inference_steps (`int`, defaults to `8`):
-                Steps of the prior model, each a small part of a flow step.
+                Steps of the prior model. Each costs a small part of a flow step.
             sigmas (`list[float]`, *optional*):
-                Levels of the flow, strictly decreasing in (0, 1], instead of the default grid; starting below 1 is for
-                `latents` that are at that level.
+                Levels of the flow, strictly decreasing in (0, 1], instead of the default grid. Start below 1 only with
+                `latents` at that level.
             guidance_scale (`float`, *optional*):
-                Classifier-free guidance of the flow, `negative + scale * (prompt - negative)`; 1, which is without, when
-                omitted. A one-step model has its guidance folded in, which is then the default and costs no second call;
-                another can be asked for within its `guidance_scale_range` only.
+                Classifier-free guidance of the flow, `negative + scale * (prompt - negative)`. When omitted it is 1, which is
+                no guidance. A one-step model has guidance folded in, without a second pass. Its scale is then the default,
+                and others are allowed only within its `guidance_scale_range`.
             prior_guidance_scale (`float`, *optional*):
                 The same for the prior model.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
-                Levels sigma between which the flow is guided (arXiv 2404.07724).
+                The flow is guided between these levels sigma (arXiv 2404.07724).
             noise_ratio (`float`, *optional*):
                 The share of noise in the source, within the range that the model was trained for.
             truncate_prior (`bool`, *optional*):
-                Whether the prior model stops where its state is as noisy as the source's coarse part: no step is spent on
-                removing noise that the source would add again. The pipeline's own setting when omitted. The
-                `prior_latents` of the output are without that noise, by the last velocity.
+                Whether the prior model stops where its state is as noisy as the coarse part of the source. No step is then
+                spent on noise that the source would add again. The setting of the pipeline when omitted. The last velocity
+                removes that noise from the `prior_latents` of the output.
             num_images_per_prompt (`int`, defaults to `1`):
                 Images per prompt.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                One generator, or one per image: then an image does not depend on the batch it is made in.
+                One generator, or one per image. With one per image, an image does not depend on the rest of the batch.
             latents (`torch.Tensor` of shape `(batch, channels, latent_height, latent_width)`, *optional*):
-                Bring your own source; nothing is drawn and the prior does not run.
+                Your own source. No noise is drawn, and the prior model does not run.
             prior_latents (`torch.Tensor` of shape `(batch, channels, latent_height / factor, latent_width / factor)`, *optional*):
-                Bring your own coarse latent.
+                Your own coarse latent. The prior model does not run.
             prompt_embeds (`torch.Tensor` of shape `(prompts, text_tokens, caption_channels)`, *optional*), prompt_attention_mask (`torch.Tensor` of shape `(prompts, text_tokens)`, *optional*):
-                What [`encode_prompt`] makes of prompts, instead of `prompt`.
+                The output of [`~LowFreqTextToImagePipeline.encode_prompt`], instead of `prompt`.
             negative_prompt_embeds (`torch.Tensor` of shape `(prompts or 1, text_tokens, caption_channels)`, *optional*), negative_prompt_attention_mask (`torch.Tensor` of shape `(prompts or 1, text_tokens)`, *optional*):
-                The same instead of `negative_prompt`.
+                The same, instead of `negative_prompt`.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"`, `"np"`, `"pt"` or `"latent"`.
             output_prior_images (`bool`, defaults to `False`):
-                Whether to decode the upsampled coarse latent too. For a one-step prior that stops early this takes one more
-                call of it, and its `prior_latents` are good for another call of the pipeline only then.
+                Whether to decode the upsampled coarse latent too. A one-step prior that stops early is called once more for
+                it; only then are its `prior_latents` good for another call of the pipeline.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`LowFreqPipelineOutput`] rather than a tuple.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`):
@@ -291,8 +291,8 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             prior_callback_on_step_end (`Callable`, *optional*), prior_callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("prior_latents",)`):
                 The same for the prior model.
             max_sequence_length (`int`, *optional*):
-                The most tokens of a prompt; by default as many as the encoder takes, and 256 if it knows no limit. What
-                is longer is cut, with a warning.
+                The largest number of tokens of a prompt; by default as many as the encoder takes, or 256 if it has no
+                limit. Longer prompts are cut, with a warning.
 
         Examples:
 
@@ -301,7 +301,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
                 The images; as a tuple `(images,)`, or `(images, prior_images)` with `output_prior_images`.
 
         Raises:
-            ValueError: If an argument is not allowed; it is named, with what is.
+            ValueError: If an argument is not allowed. The error names it, and says what is allowed.
         """
         # 1. Inputs
         check_complete(self)
@@ -357,7 +357,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
         return self.generate(call, condition, unconditional if is_guided else None)
 
     def _is_guided(self, call: Call) -> bool:
-        """Whether a network of many steps is guided, by the negative prompt; the guidance of a one-step model is folded in."""
+        """Whether the negative prompt guides a network: one of many steps, since a one-step model has guidance folded in."""
         scales = ((self.transformer, call.guidance_scale), (self.prior, call.prior_guidance_scale))
         return self.guider is not None or any(
             scale != 1 and model is not None and not getattr(model.config, "use_meanflow", False)

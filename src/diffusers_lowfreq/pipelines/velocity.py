@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """
-What a network predicts at a state, in four ways that share one contract: `v = velocity(x, scheduler, i)`.
+The velocity that a network predicts at a state, in four ways with one contract: `v = velocity(x, scheduler, i)`.
 
-A sampler asks for the velocity of step `i` and takes the step; whether guidance or a mean velocity is behind it is decided
-here, once for a call, by [`make_velocity`].
+A sampler asks for the velocity of step `i` and takes the step. [`make_velocity`] chooses, once per call, how the velocity is
+made: plain, guided, mean, or by a guider of diffusers.
 """
 
 from collections import Counter
@@ -20,13 +20,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from .inputs import check_folded_guidance
 
 
-Condition = dict[str, torch.Tensor]  # the inputs of a network beside the state and its time, a row for each image
+Condition = dict[str, torch.Tensor]  # inputs of a network other than the state and its time, with a row for each image
 
 
 @dataclass
 class Network:
     """
-    A network as the sampler calls it.
+    A network, and the count of its forward passes.
 
     Args:
         model (`ModelMixin`):
@@ -34,9 +34,9 @@ class Network:
         stage (`str`, defaults to `"flow"`):
             `"flow"` or `"prior"`.
         calls (`Counter`, *optional*):
-            The number of forward passes for one image, by stage; a guided call counts as two.
+            The number of forward passes per image, by stage. A guided call counts as two.
         noise_ratio (`float`, *optional*):
-            That of the source, an input of networks that were trained over a range of it.
+            The noise ratio of the source, an input of networks that were trained over a range of it.
     """
 
     model: ModelMixin
@@ -68,12 +68,15 @@ class GuidedVelocity:
     Classifier-free guidance (arXiv 2207.12598): `unconditional + scale * (conditional - unconditional)`.
 
     Args:
-        network (`Network`), condition (`Condition`), unconditional (`Condition`):
-            The network and its two conditions, which go through it as one batch. What `unconditional` lacks is shared.
+        network (`Network`):
+            The network. Both conditions go through it as one batch.
+        condition (`Condition`), unconditional (`Condition`):
+            The conditional and the unconditional input. Inputs missing from `unconditional` are the same in both.
         scale (`Callable[[], float]`):
-            The guidance scale, asked for in every step: a callback may change it. At 1 there is one pass instead of two.
+            Returns the guidance scale. It is called in every step, since a callback may change the scale. A scale of 1 takes
+            one pass instead of two.
         interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
-            The levels sigma between which there is guidance (arXiv 2404.07724).
+            There is guidance between these levels sigma (arXiv 2404.07724).
     """
 
     network: Network
@@ -95,7 +98,7 @@ class GuidedVelocity:
 
     def _scale_at(self, scheduler: SchedulerMixin, i: int) -> float:
         if tuple(self.interval) == (0.0, 1.0):
-            return self.scale()  # without reading the level, which would wait for an accelerator
+            return self.scale()  # reading the level would wait for an accelerator
         lowest, highest = torch.tensor(self.interval).tolist()  # rounded to float32, as the levels are
         return self.scale() if lowest <= float(scheduler.sigmas[i]) <= highest else 1.0
 
@@ -103,15 +106,15 @@ class GuidedVelocity:
 @dataclass
 class MeanVelocity:
     """
-    The mean velocity of a one-step model over the step, from `t` down to `r`: `u(x, r, t)` (arXiv 2505.13447).
+    The mean velocity of a one-step model over a step from `t` down to `r`: `u(x, r, t)` (arXiv 2505.13447).
 
-    Its guidance is folded in: an input of the network, if it was trained over a range of scales, and otherwise fixed.
+    Guidance is folded in. The scale is an input of a network that was trained over a range of scales, and fixed otherwise.
 
     Args:
         network (`Network`), condition (`Condition`), scale (`Callable[[], float]`):
             As for [`GuidedVelocity`].
         is_guided (`bool`, defaults to `False`):
-            Whether there is a condition to guide towards. The scale is then checked in every step.
+            Whether there is a condition to guide towards. If so, the scale is checked in every step.
     """
 
     network: Network
@@ -133,7 +136,7 @@ class MeanVelocity:
 
 @dataclass
 class GuiderVelocity:
-    """The predictions that one of diffusers' guiders asks for, combined by it."""
+    """Guidance by a guider of diffusers, which chooses the inputs and combines the predictions."""
 
     network: Network
     condition: Condition
@@ -164,17 +167,17 @@ def make_velocity(
     guider: BaseGuidance | None = None,
 ) -> Velocity:
     """
-    Choose how the velocity of a call is made.
+    Choose how the velocity of a network is made.
 
     Args:
         network (`Network`):
             The network.
         condition (`Condition`), unconditional (`Condition`, *optional*):
-            Its inputs with the condition and without it; without the latter there is no guidance.
+            The conditional and the unconditional input. Without the unconditional input there is no guidance.
         scale (`Callable[[], float]`), interval (`tuple[float, float]`):
             As for [`GuidedVelocity`].
         guider (`BaseGuidance`, *optional*):
-            A guider of diffusers, instead of `scale` and `interval`.
+            A guider of diffusers that replaces `scale` and `interval`.
     """
     if getattr(network.model.config, "use_meanflow", False):
         return MeanVelocity(network, condition, scale, is_guided=unconditional is not None)

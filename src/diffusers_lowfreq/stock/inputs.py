@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""All that is refused where a stock pipeline is to start from a coarse latent: pipelines, schedulers and calls."""
+"""Every check before a stock pipeline starts from a coarse latent: of pipelines, schedulers and calls."""
 
 import inspect
 
@@ -14,16 +14,16 @@ from ..schedulers import LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noi
 from .latents import latent_size
 
 
-RESERVED = ("latents", "sigmas", "timesteps", "mu")  # what the start itself passes to the call, or undoes
+RESERVED = ("latents", "sigmas", "timesteps", "mu")  # arguments that the start sets itself, or overrides
 
 
 def call_parameters(pipe: DiffusionPipeline) -> dict[str, inspect.Parameter]:
-    """Return the arguments that the call of a pipeline takes."""
+    """Return the arguments of the call of a pipeline."""
     return inspect.signature(type(pipe).__call__).parameters
 
 
 def check_pipeline(pipe: DiffusionPipeline):
-    """Raise a `ValueError` if a pipeline cannot start from latents at a level of its own."""
+    """Raise a `ValueError` if a pipeline cannot start from given latents at a given level."""
     if not isinstance(pipe, DiffusionPipeline):
         raise ValueError(f"`pipe` must be a pipeline of diffusers, got {type(pipe).__name__}.")
     name, parameters = type(pipe).__name__, call_parameters(pipe)
@@ -35,7 +35,7 @@ def check_pipeline(pipe: DiffusionPipeline):
 
 
 def _check_stock_scheduler(pipe: DiffusionPipeline):
-    """Raise a `ValueError` if the scheduler of a pipeline draws noise, is not of a flow, or has a low-frequency source."""
+    """Raise a `ValueError` if the scheduler of a pipeline draws noise, samples no flow, or has a low-frequency source."""
     stock = pipe.scheduler
     name, draws_noise = type(stock).__name__, redraws_noise(stock)
     if draws_noise or not is_flow_sampler(stock):
@@ -52,7 +52,7 @@ def _check_stock_scheduler(pipe: DiffusionPipeline):
 
 def read_scheduler(pipe: DiffusionPipeline, scheduler: LowFreqFlowMatchScheduler | None) -> LowFreqFlowMatchScheduler:
     """
-    Return what makes the source: `scheduler`, or that of the LoRA in use when omitted.
+    Return the scheduler that makes the source: `scheduler`, or that of the active LoRA when omitted.
 
     Raises:
         ValueError: If there is neither, both differ, or the source has no noise.
@@ -82,15 +82,15 @@ def check_call(pipe: DiffusionPipeline, num_inference_steps: int, starts: dict, 
 
     Args:
         pipe (`DiffusionPipeline`):
-            The pipeline, which [`check_pipeline`] has let through.
+            A pipeline that has passed [`check_pipeline`].
         num_inference_steps (`int`):
-            Steps from the source on.
+            The number of steps from the source.
         starts (`dict`):
-            `image`, `prior_latents` and `coarse_num_inference_steps`, of which one must be given.
+            `image`, `prior_latents` and `coarse_num_inference_steps`. Exactly one must be given.
         upsample (`str`):
-            How coarse latents of the pipeline's own are brought up.
+            How coarse latents made by the pipeline are upsampled.
         call (`dict`):
-            The further arguments of the pipeline's call.
+            The other arguments, which go to the pipeline.
     """
     parameters = call_parameters(pipe)
     for argument in RESERVED:
@@ -120,10 +120,10 @@ def read_size(
     width: int | None,
 ) -> tuple[int, int]:
     """
-    Return the size in pixels: as given, or that of the coarse latents, or the pipeline's own.
+    Return the size in pixels: as given, or that of the coarse latents, or the default of the pipeline.
 
     Raises:
-        ValueError: If the coarse latents are of another size, or the latents of the size cannot be projected.
+        ValueError: If the coarse latents have another size, or the factor does not divide the latents.
     """
     factor = scheduler.config.factor
     if isinstance(prior_latents, torch.Tensor) and prior_latents.ndim == 4:
@@ -140,7 +140,7 @@ def read_size(
 
 
 def _default_sides(pipe: DiffusionPipeline) -> list[int | None]:
-    """Return the height and width of a call that leaves them out, as far as a pipeline says."""
+    """Return the default height and width of a pipeline, `None` if it has none."""
     sides = [call_parameters(pipe)[name].default for name in ("height", "width")]
     size = getattr(pipe, "default_sample_size", None) or pipe.transformer.config.get("sample_size")
     if None in sides and size is not None:
@@ -165,10 +165,10 @@ def repeat_low(
     low: torch.Tensor, call: dict, generator: torch.Generator | list[torch.Generator] | None
 ) -> torch.Tensor:
     """
-    Give every image of a call its coarse latent: one for all, one a prompt, or one each.
+    Repeat the coarse latents for all images of a call: there may be one for all, one per prompt, or one per image.
 
     Raises:
-        ValueError: If their number is none of these, or that of the generators is another.
+        ValueError: If there are more or fewer, or a list of generators has not one per image.
     """
     prompts = call.get("prompt", call.get("prompt_embeds", call.get("class_labels")))
     if prompts is None:
@@ -176,7 +176,7 @@ def repeat_low(
     is_one = isinstance(prompts, str) or not hasattr(prompts, "__len__") or getattr(prompts, "ndim", 1) == 0
     count = None if prompts is None else 1 if is_one else len(prompts)
     per_prompt = call.get("num_images_per_prompt", 1)
-    if count is None:  # neither prompts nor labels: so many images as were asked for, or as there are coarse latents
+    if count is None:  # without prompts or labels: the number of images that the call gives, or else of coarse latents
         count, per_prompt = (len(low), 1) if per_prompt == 1 else (1, per_prompt)
     total = count * per_prompt
     if len(low) not in (total, count, 1):

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""A plain, deterministic walk over the levels that are given, for pipelines whose own scheduler would shift them."""
+"""An Euler scheduler over exactly the given levels, for pipelines whose own scheduler would shift them."""
 
 import functools
 import inspect
@@ -25,7 +25,7 @@ PLAIN = {
 
 
 def plain_scheduler(stock: SchedulerMixin) -> SchedulerMixin:
-    """Build an Euler scheduler with the settings of `stock`, but over the very levels that are given, without a shift."""
+    """Build an Euler scheduler with the settings of `stock`, but without anything that changes the levels of a call."""
     is_ours = isinstance(stock, LowFreqFlowMatchScheduler)
     cls = LowFreqFlowMatchScheduler if is_ours else FlowMatchEulerDiscreteScheduler
     known = inspect.signature(cls.__init__).parameters
@@ -35,18 +35,19 @@ def plain_scheduler(stock: SchedulerMixin) -> SchedulerMixin:
 
 def checked_scheduler(scheduler: SchedulerMixin, source: torch.Tensor, levels: list[float]) -> SchedulerMixin:
     """
-    Make the steps of `scheduler` check that they start from `source` and go over `levels`.
+    Make every step of `scheduler` check its level, and the first step its state.
 
     Args:
         scheduler (`SchedulerMixin`):
-            The scheduler of a call, which is changed.
+            The scheduler of one call. It is changed in place.
         source (`torch.Tensor`):
             The state of the first step.
         levels (`list[float]`):
             The level of each step.
 
     Returns:
-        `SchedulerMixin`: `scheduler`. A step raises a `ValueError` if the pipeline went elsewhere.
+        `SchedulerMixin`: The same scheduler. A step raises a `ValueError` if the pipeline starts from another state, or goes
+        to another level.
     """
     step, count = scheduler.step, itertools.count()
 
