@@ -156,7 +156,7 @@ def fit_image(pipe: LowFreqPipeline, image: Image.Image | None) -> Image.Image:
         raise ValueError(
             "The canvas is empty: paint on it, or upload an image. A file that is no image leaves it empty."
         )
-    height, width = (size * pipe.vae_scale_factor for size in pipe.transformer.config.sample_size)
+    height, width = pipe.default_size
     rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return ImageOps.fit(rgb, (width, height), Image.Resampling.BICUBIC)
 
@@ -168,7 +168,8 @@ def encode_coarse(pipe: LowFreqPipeline, image: Image.Image) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _decode(pipe: LowFreqPipeline, latents: torch.Tensor) -> Image.Image:
+def decode_picture(pipe: LowFreqPipeline, latents: torch.Tensor) -> Image.Image:
+    """Decode the latent of one image, of shape `(1, channels, height, width)`."""
     return pipe.image_processor.postprocess(decode_latents(pipe.vae, latents), output_type="pil")[0]
 
 
@@ -206,7 +207,7 @@ def refine(
     small = fit_image(pipe, image)
     yield Picture(f"Yours, {small.width} × {small.height}", small, 0.0, time.perf_counter() - started)
     prior_latents = encode_coarse(pipe, small)
-    coarse = _decode(pipe, pipe.scheduler.projection.upsample(prior_latents))
+    coarse = decode_picture(pipe, pipe.scheduler.projection.upsample(prior_latents))
     yield Picture("Its coarse latent, decoded", coarse, 0.0, time.perf_counter() - started)
 
     state = pipe.prepare_latents(prior_latents, noise_ratio, arguments.pop("generator"))
@@ -217,7 +218,7 @@ def refine(
         before, state = state, tensors["latents"]
         sigma, sigma_next = pipe.scheduler.sigmas[step : step + 2].tolist()
         velocity = (state - before) / (sigma_next - sigma)
-        prediction = _decode(pipe, state - sigma_next * velocity)
+        prediction = decode_picture(pipe, state - sigma_next * velocity)
         title = f"Step {step + 1} of {pipe.num_timesteps}"
         pictures.put(Picture(title, prediction, pipe.effective_nfe, time.perf_counter() - started))
         pipe._interrupt = left.is_set()

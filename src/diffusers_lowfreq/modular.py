@@ -1,29 +1,59 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""A second front end: prior model, flow and decoder as modular blocks of diffusers, to be exchanged or put between others."""
+"""A second front end: prior model, flow and decoder as modular blocks of diffusers, to exchange or combine with others."""
+
+from types import SimpleNamespace
 
 import torch
 
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import FrozenDict
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.image_processor import VaeImageProcessor
 from diffusers.modular_pipelines import ModularPipelineBlocks, SequentialPipelineBlocks
 from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, InputParam, OutputParam
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
 
+from .guards.values import check_count
 from .models import LowFreqTransformer2DModel
-from .pipelines import LowFreqPipeline
+from .pipelines.class_labels import condition_on_labels, read_label_ids
+from .pipelines.early_stop import draw_source
+from .pipelines.grid import prior_sigmas, set_grid
+from .pipelines.inputs import (
+    Call,
+    check_call,
+    check_components,
+    check_images,
+    check_no_text,
+    check_schedulers,
+    check_solver,
+    default_guidance_scale,
+)
+from .pipelines.pipeline_output import decode
+from .pipelines.velocity import Network, Velocity, make_velocity
 from .schedulers import LowFreqFlowMatchScheduler
 
 
-LABELS = InputParam("class_labels", description="Class numbers, one an image; omitted, images of no particular class.")
-GENERATOR = InputParam("generator", description="A `torch.Generator`, or a list of them, one an image.")
+LABELS = InputParam(
+    "class_labels", description="Class numbers, one per image. Omitted: images of no particular class."
+)
+GENERATOR = InputParam("generator", description="A `torch.Generator`, or a list with one per image.")
+
+
+def _integrate(velocity: Velocity, scheduler: SchedulerMixin, x: torch.Tensor) -> torch.Tensor:
+    """Integrate a velocity over the grid of `scheduler`."""
+    for i, t in enumerate(scheduler.timesteps):
+        v = velocity(x, scheduler, i)
+        x = scheduler.step(v, t, x, return_dict=False)[0]
+    return x
 
 
 class LowFreqPriorStep(ModularPipelineBlocks):
-    """Sample coarse latents from the prior model, to the end: what `truncate_prior` is in [`LowFreqPipeline`] blocks do not have."""
+    """Sample coarse latents from the prior model. It does not stop early, as `truncate_prior` of [`LowFreqPipeline`] allows."""
 
     model_name = "lowfreq"
-    description = "Samples coarse latents from the prior model. Leave it out where they come from elsewhere."
+    description = "Samples coarse latents from the prior model. Leave it out if another block makes them."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -37,10 +67,12 @@ class LowFreqPriorStep(ModularPipelineBlocks):
         return [
             LABELS,
             GENERATOR,
-            InputParam("num_images", default=1, type_hint=int, description="Without labels: how many."),
+            InputParam("num_images", default=1, type_hint=int, description="Number of images, without labels."),
             InputParam("prior_num_inference_steps", default=8, type_hint=int, description="Steps of the prior model."),
             InputParam(
-                "prior_guidance_scale", type_hint=float, description="Its guidance, by default 1 or what is folded in."
+                "prior_guidance_scale",
+                type_hint=float,
+                description="Its guidance scale; that of a one-step model, or else 1, by default.",
             ),
         ]
 
@@ -51,36 +83,33 @@ class LowFreqPriorStep(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state):
         block = self.get_block_state(state)
-        prior = components.prior
-        LowFreqPipeline._check_count("prior_num_inference_steps", block.prior_num_inference_steps)
-        LowFreqPipeline._check_count("num_images", block.num_images)
-        pipe = LowFreqPipeline(None, None, prior=prior, prior_scheduler=components.prior_scheduler)
-        condition, unconditional = pipe.encode_labels(block.class_labels, 1, prior.device)
-        size = prior.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        batch_size = len(condition["class_labels"]) if condition else block.num_images
+        prior, scheduler, steps = components.prior, components.prior_scheduler, block.prior_num_inference_steps
+        check_count("prior_num_inference_steps", steps)
+        check_count("num_images", block.num_images)
+        check_components({"prior": prior, "prior_scheduler": scheduler})
+        check_schedulers(None, scheduler)
+        check_solver(prior, scheduler, "prior", "prior_scheduler")
+        channels, height, width = prior.sample_shape
+        num_classes, device = prior.config.num_classes, prior.device
+        ids = None if block.class_labels is None else read_label_ids(block.class_labels, num_classes)
         scale = block.prior_guidance_scale
-        scale = pipe._default_guidance_scale(prior) if scale is None else scale
-        _, block.prior_latents = pipe.prepare_prior_latents(
-            batch_size,
-            height,
-            width,
-            block.prior_num_inference_steps,
-            condition,
-            unconditional,
-            block.generator,
-            prior.device,
-            scale,
-        )
+        scale = default_guidance_scale(prior) if scale is None else scale
+
+        condition, unconditional = condition_on_labels(ids, num_classes, 1, device)
+        velocity = make_velocity(Network(prior, "prior"), condition, unconditional, lambda: scale)
+        shape = (block.num_images if ids is None else len(ids), channels, height, width)
+        noise = randn_tensor(shape, generator=block.generator, device=device, dtype=prior.dtype)
+        set_grid(scheduler, prior, height, width, device, sigmas=prior_sigmas(steps))
+        block.prior_latents = prior.denormalize(_integrate(velocity, scheduler, noise))
         self.set_block_state(state, block)
         return components, state
 
 
 class LowFreqFlowStep(ModularPipelineBlocks):
-    """Make the source of coarse latents and run the flow from it; the guidance is that of the `guider`."""
+    """Make the source of coarse latents, and run the flow from it. The `guider` guides the flow."""
 
     model_name = "lowfreq"
-    description = "Makes the source, the upsampled coarse latents mixed with noise, and runs the flow from it."
+    description = "Upsamples the coarse latents, mixes them with noise, and runs the flow from there."
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
@@ -103,25 +132,42 @@ class LowFreqFlowStep(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("latents", type_hint=torch.Tensor, description="What the flow makes of the source.")]
+        return [OutputParam("latents", type_hint=torch.Tensor, description="Latents of unit scale.")]
 
     @torch.no_grad()
     def __call__(self, components, state):
         block = self.get_block_state(state)
-        one_step = components.transformer.config.use_meanflow  # has its guidance folded in
-        guider = None if one_step else components.guider
-        pipe = LowFreqPipeline(components.transformer, components.scheduler, guider=guider)
-        factor = components.scheduler.config.factor
-        block.latents = pipe(
-            block.class_labels,
-            height=block.prior_latents.shape[-2] * factor,  # without an autoencoder: of the latents
-            width=block.prior_latents.shape[-1] * factor,
+        transformer, scheduler, low = components.transformer, components.scheduler, block.prior_latents
+        guider = (
+            None if transformer.config.use_meanflow else components.guider
+        )  # a one-step model has guidance folded in
+        height, width = (side * scheduler.config.factor for side in low.shape[-2:])
+        num_classes = transformer.config.num_classes
+        ids = None if block.class_labels is None else read_label_ids(block.class_labels, num_classes)
+        call = Call(
+            len(low) if ids is None else len(ids),
+            height,
+            width,
             num_inference_steps=block.num_inference_steps,
+            guidance_scale=default_guidance_scale(transformer),
+            prior_guidance_scale=1.0,
             noise_ratio=block.noise_ratio,
             generator=block.generator,
-            prior_latents=block.prior_latents,
-            output_type="latent",
-        ).images
+            prior_latents=low,
+        )
+        parts = {"transformer": transformer, "scheduler": scheduler, "guider": guider}
+        check_no_text(transformer)
+        check_components(parts)
+        check_call(SimpleNamespace(**parts, prior=None, prior_scheduler=None, vae_scale_factor=1), call)
+
+        device = components._execution_device if hasattr(transformer, "_hf_hook") else transformer.device
+        condition, unconditional = condition_on_labels(ids, num_classes, 1, device)
+        network = Network(transformer, noise_ratio=scheduler.alpha(block.noise_ratio))
+        velocity = make_velocity(network, condition, unconditional, lambda: call.guidance_scale, guider=guider)
+        set_grid(scheduler, transformer, height, width, device, block.num_inference_steps)
+        source = draw_source(scheduler, low.to(device, transformer.dtype), block.noise_ratio, block.generator)
+        block.latents = _integrate(velocity, scheduler, source)
+        check_images(block.latents)
         self.set_block_state(state, block)
         return components, state
 
@@ -150,16 +196,17 @@ class LowFreqDecodeStep(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components, state):
         block = self.get_block_state(state)
-        block.images = LowFreqPipeline(None, None, components.vae).decode_latents(block.latents, block.output_type)
+        check_components({"vae": components.vae})
+        block.images = decode(components.vae, block.latents, block.output_type, VaeImageProcessor())
         self.set_block_state(state, block)
         return components, state
 
 
 class LowFreqBlocks(SequentialPipelineBlocks):
     """
-    Prior model, flow, decoder: what [`LowFreqPipeline`] does with `truncate_prior=False`, in blocks.
+    Prior model, flow and decoder: [`LowFreqPipeline`] with `truncate_prior=False`, in blocks.
 
-    Classes are told by number; the guidance of the flow is that of its `guider` component.
+    Classes are given by number, and the `guider` component guides the flow.
     """
 
     model_name = "lowfreq"

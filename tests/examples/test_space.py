@@ -129,7 +129,7 @@ def test_a_flow_that_knows_its_one_point_shows_it_after_every_step(noise_ratio):
     pipe.transformer.forward = lambda x, t, **kwargs: ((x - point) / (t.view(-1, 1, 1, 1) / 1000),)
     colors = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     shown = list(pictures.refine(pipe, Image.fromarray(colors), None, 5, 1.0, noise_ratio, seed=1))
-    expected = pixels(pictures._decode(pipe, point))
+    expected = pixels(pictures.decode_picture(pipe, point))
     assert len(shown) == 7 and np.ptp(expected) > 50
     for picture in shown[2:]:
         np.testing.assert_allclose(pixels(picture.image), expected, atol=1)

@@ -13,8 +13,8 @@ import diffusers
 from diffusers.models.attention_dispatch import attention_backend
 from diffusers_lowfreq import LowFreqTransformer2DModel
 from diffusers_lowfreq.evaluation import count_flops
-from diffusers_lowfreq.models import SIZES
-from diffusers_lowfreq.models.transformer_lowfreq import _rotary_angles, _rotate
+from diffusers_lowfreq.models import SIZES, read_size
+from diffusers_lowfreq.models.transformer_lowfreq import rotary_angles, rotate
 
 
 SHAPE = (2, 4, 8, 8)
@@ -82,10 +82,10 @@ def test_tokens_are_patches_and_unpatchify_inverts_patchify(height, width):
 
 def test_attention_depends_on_relative_positions_only():
     rows, columns, head_dim = 5, 6, 16
-    angles = _rotary_angles(rows, columns, head_dim, torch.device("cpu")).double()
+    angles = rotary_angles(rows, columns, head_dim, torch.device("cpu")).double()
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     query, key = (randn(1, 1, 1, head_dim, seed=s, dtype=torch.float64) for s in (0, 1))
-    query, key = (_rotate(x.expand(1, rows * columns, 1, -1), cos, sin)[0, :, 0] for x in (query, key))
+    query, key = (rotate(x.expand(1, rows * columns, 1, -1), cos, sin)[0, :, 0] for x in (query, key))
     scores = (query @ key.T).view(rows, columns, rows, columns)
     for down, right in [(1, 0), (0, 1), (2, 3)]:
         shifted = scores[down:, right:, down:, right:]
@@ -559,6 +559,34 @@ def test_named_sizes_are_valid_and_grow():
     with torch.device("meta"):
         sizes = [LowFreqTransformer2DModel(**size).num_parameters() for size in SIZES.values()]
     assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
+
+
+def test_a_size_is_read_by_name_or_by_its_numbers():
+    assert read_size("tiny") == read_size("6x4x64") == SIZES["tiny"]
+    assert read_size("12x3x8") == {"num_layers": 12, "num_attention_heads": 3, "attention_head_dim": 8}
+    read_size("tiny")["num_layers"] = 0
+    assert SIZES["tiny"]["num_layers"] == 6
+    for size in ("huge", "", "6x4", "6x4x64x2", "0x4x64", "6x-4x64", "6x4x64 ", "６x4x64", 6, None, ["tiny"]):
+        with pytest.raises(ValueError, match="`size` must be among .* or LAYERSxHEADSxHEAD_DIM, got"):
+            read_size(size)
+
+
+def test_the_shape_of_a_sample_is_channels_height_width():
+    assert make_transformer(sample_size=8).sample_shape == (4, 8, 8)
+    assert make_transformer(sample_size=[6, 10], in_channels=3).sample_shape == (3, 6, 10)
+
+
+def test_normalize_brings_samples_to_unit_scale_and_denormalize_back():
+    mean, std = [0.1, -0.2, 0.3, 0.0], [0.7, 0.6, 0.8, 0.5]
+    model = make_transformer(sample_mean=mean, sample_std=std)
+    x = randn(3, 4, 8, 8)
+    for channel in range(4):
+        expected = (x[:, channel] - mean[channel]) / std[channel]
+        torch.testing.assert_close(model.normalize(x)[:, channel], expected)
+    torch.testing.assert_close(model.denormalize(model.normalize(x)), x)
+    assert model.normalize(x.bfloat16()).dtype == model.denormalize(x.bfloat16()).dtype == torch.bfloat16
+    plain = make_transformer()
+    assert torch.equal(plain.normalize(x), x) and torch.equal(plain.denormalize(x), x)
 
 
 # ---------------------------------------------------------------------------------------------------- bad input

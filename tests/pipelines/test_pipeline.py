@@ -24,6 +24,7 @@ from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteSched
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline
 from diffusers_lowfreq.evaluation import count_flops
+from diffusers_lowfreq.pipelines.early_stop import final_prior_sigma
 
 
 def generate(pipe, class_labels=(0, 2), seed=0, **inputs):
@@ -241,6 +242,27 @@ def test_effective_nfe_counts_forwards_in_flops():
     assert pipe.effective_nfe == pytest.approx(2 + 2 * wide) and wide != ratio
 
 
+def test_effective_nfe_is_read_without_running_a_network():
+    pipe = make_pipeline(None)
+    generate(pipe)
+    calls = record_calls(pipe.prior), record_calls(pipe.transformer)
+    first = pipe.effective_nfe
+    assert first == pipe.effective_nfe > 2 and not any(calls)
+    generate(pipe)
+    assert [len(recorded) for recorded in calls] == [2, 2] and pipe.effective_nfe == first
+
+
+def test_effective_nfe_grows_while_a_call_runs():
+    pipe, seen = make_pipeline(None), []
+
+    def look(pipe, step, timestep, tensors):
+        seen.append(pipe.effective_nfe)
+        return tensors
+
+    generate(pipe, prior_latents=randn(2, 4, 4, 4), callback_on_step_end=look, guidance_scale=2.0)
+    assert seen == [2, 4]
+
+
 # ---------------------------------------------------------------------------------------------------- the grids
 
 
@@ -337,7 +359,7 @@ def test_a_one_step_prior_may_stop_early_too():
     calls = record_calls(pipe.prior)
     generate(pipe, truncate_prior=True, prior_num_inference_steps=1)
     (end,) = [float(kwargs["timestep_r"][0]) / 1000 for _, kwargs in calls]
-    assert 0.1 < end < 0.9 and end == pytest.approx(pipe._final_prior_sigma(0.5, 4, 4), abs=1e-6)
+    assert 0.1 < end < 0.9 and end == pytest.approx(final_prior_sigma(pipe.prior, pipe.scheduler, 0.5, 4, 4), abs=1e-6)
 
 
 def test_clean_coarse_latents_of_a_one_step_prior_that_stopped_early_take_one_more_call():
@@ -359,13 +381,14 @@ def test_clean_coarse_latents_of_a_one_step_prior_that_stopped_early_take_one_mo
     mean, std = (torch.tensor(pipe.prior.config[k]).view(-1, 1, 1) for k in ("sample_mean", "sample_std"))
     pipe.prior = None
     pipe.register_modules(prior=make_prior(use_meanflow=True, guidance_scale=2.0))
+    ratio = count_flops(pipe.prior, (4, 4, 4)) / count_flops(pipe.transformer, (4, 8, 8))
     pipe.prior.forward = prior.forward
     found = {}
     for shown in (False, True):
         prior.calls = 0
         inputs = {"num_inference_steps": 1, "prior_num_inference_steps": 1, "truncate_prior": True}
         output = pipe([0] * 512, generator=seeded(), output_prior_images=shown, output_type="latent", **inputs)
-        assert prior.calls == pipe._network_calls["prior"] == 1 + shown
+        assert prior.calls == 1 + shown and pipe.effective_nfe == pytest.approx(1 + (1 + shown) * ratio)
         found[shown] = ((output.prior_latents - mean) / std).std().item()
     assert found[True] == pytest.approx(1, abs=0.02) and found[False] < 0.9
 

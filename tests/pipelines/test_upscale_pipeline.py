@@ -47,7 +47,7 @@ def test_it_is_the_pipeline_with_the_coarse_latent_of_the_picture(vae, labels, s
     changes["scheduler"] = LowFreqFlowMatchScheduler(factor=2, noise_ratio=0.4, noise_ratio_range=[0.2, 0.8])
     changes["scheduler"].set_shift(2.0)
     pipe = make_upscaler(vae, **changes)
-    size = pipe._default_size(None, None)
+    size = pipe.default_size
     images = pictures(2, 3, *size)
     with torch.no_grad():
         sample = images * 2 - 1 if pipe.vae is None else encode_images(pipe.vae, images * 2 - 1)

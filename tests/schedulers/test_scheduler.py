@@ -198,6 +198,16 @@ def test_only_trained_noise_ratios_are_allowed(config, allowed, refused):
         scheduler.make_source(draw(1, 1, 2, 2), draw(1, 1, 8, 8), refused[0])
 
 
+def test_alpha_is_the_noise_ratio_of_a_call_or_else_the_schedulers():
+    fixed, free = LowFreqFlowMatchScheduler(noise_ratio=0.4), LowFreqFlowMatchScheduler(noise_ratio_range=[0.0, 1.0])
+    assert (fixed.alpha(), fixed.alpha(0.4), free.alpha(), free.alpha(1)) == (0.4, 0.4, 0.5, 1.0)
+    assert isinstance(free.alpha(1), float)  # a tensor filled with it is floating point
+    with pytest.raises(ValueError, match="`noise_ratio` must be 0.4"):
+        fixed.alpha(0.5)
+    with pytest.raises(ValueError, match=r"`strength` must be a number in \[0, 1\], got 2"):
+        free.alpha(2, "strength")
+
+
 # ------------------------------------------------------------------------------------------------------ the Euler step
 
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_trained_is_refused():
         transformer=make_transformer(use_meanflow=True),
     )
     with pytest.raises(
-        ValueError, match="`pipe` must tell its `transformer` the same at all levels, the `timestep_r`"
+        ValueError, match="`pipe` must give its `transformer` the same inputs at all levels, the `timestep_r`"
     ):
         read_convention(one_step, 16, 16, **call_of("ours"))
     new = diffusers.SD3Transformer2DModel.from_config(stock("sd3").transformer.config)

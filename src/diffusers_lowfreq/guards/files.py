@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""What may be read from a saved pipeline: files beside their index, classes that belong there. Nothing is imported for a file."""
+"""What may be read from a saved pipeline: files next to their index, and known classes. No file causes an import."""
 
 import glob
 import importlib
@@ -10,10 +10,10 @@ import sys
 
 def check_shards(folder: str):
     """
-    Refuse an index of shards that leaves its folder; transformers follows it.
+    Check that an index of shards does not point outside its folder: transformers would follow it.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If it does.
     """
     for path in glob.glob(os.path.join(glob.escape(folder), "*.index*.json")):
         with open(path, encoding="utf-8") as file:
@@ -23,29 +23,30 @@ def check_shards(folder: str):
             raise ValueError(f"{path!r} must name files beside it, got {outside[0]!r}.")
 
 
-def check_component(name: str, kind: type, library: str = "", class_name: str = "", *more):
+def check_component(name: str, base: type, library: str = "", class_name: str = "", *more):
     """
-    Refuse a component of a `model_index.json` that is not of the class that a pipeline takes there.
+    Check the class of a component that a `model_index.json` names.
 
-    Only diffusers, transformers and this library are imported; of others, what the program has imported already counts.
+    Only diffusers, transformers and this library are imported. Of other libraries, only those that the program has already
+    imported are accepted.
 
     Args:
         name (`str`):
             The component.
-        kind (`type`):
-            The class that it must be, or be derived from.
+        base (`type`):
+            The class that it must have, or derive from.
         library (`str`), class_name (`str`), more:
-            What stands in the file.
+            The entry of the file.
 
     Raises:
-        ValueError: If it is of another class, or stands there in another form.
+        ValueError: If it has another class, or the entry has another form.
     """
     own = ("diffusers", "transformers", __name__.split(".")[0])
     module = importlib.import_module(library) if library in own else sys.modules.get(library)
     found = getattr(module, str(class_name), None)
-    is_kind = isinstance(found, type) and issubclass(found, kind) and (name != "vae" or hasattr(found, "encode"))
-    if more or not is_kind:
+    is_known = isinstance(found, type) and issubclass(found, base) and (name != "vae" or hasattr(found, "encode"))
+    if more or not is_known:
         raise ValueError(
-            f"`{name}` in the model_index.json must be {'an autoencoder' if name == 'vae' else f'a {kind.__name__}'} of "
+            f"`{name}` in the model_index.json must be {'an autoencoder' if name == 'vae' else f'a {base.__name__}'} of "
             f"diffusers, transformers, this library or another that the program has imported, got {library}.{class_name}."
         )

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Configurations that say which version of this plugin wrote them."""
+"""Configurations carry the version of this plugin that wrote them."""
 
 import json
 
@@ -13,10 +13,10 @@ VERSION_KEY = "_diffusers_lowfreq_version"
 
 class VersionedConfigMixin:
     """
-    Write the version of this plugin into a configuration, and refuse what only a newer one understands.
+    Write the version of this plugin into a configuration, and refuse settings that only a newer version knows.
 
-    diffusers ignores settings that it does not know. A model of a newer version that has one would be read as another model,
-    so here it is an error. To be named before `ConfigMixin` or `DiffusionPipeline` among the bases.
+    diffusers ignores unknown settings. A model of a newer version would then load as a different model, so this is an error.
+    Must come before `ConfigMixin` or `DiffusionPipeline` in the list of bases.
     """
 
     def to_json_string(self) -> str:

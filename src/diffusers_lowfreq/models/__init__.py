@@ -1,4 +1,4 @@
-from .transformer_lowfreq import SIZES, LowFreqTransformer2DModel
+from .transformer_lowfreq import SIZES, LowFreqTransformer2DModel, read_size
 
 
-__all__ = ["SIZES", "LowFreqTransformer2DModel"]
+__all__ = ["SIZES", "LowFreqTransformer2DModel", "read_size"]

@@ -1,7 +1,8 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""One small diffusion transformer, for the flow and for the prior model alike."""
+"""One small diffusion transformer, for both the flow and the prior model."""
 
 import math
+import re
 
 import torch
 import torch.nn as nn
@@ -14,11 +15,12 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 
+from ..guards.values import MAX_SIZE, check_flag, check_number, check_rising_pair, check_setting, is_number
 from ..guards.versions import VersionedConfigMixin
 
 
-# Layers, heads and head width of the named sizes; the last four are those of DiT (Peebles & Xie 2022, table 1), with
-# heads of 64 throughout. `docs/models.md` lists parameters and FLOPs.
+# Layers, heads and head width of the named sizes. The last four are those of DiT (Peebles & Xie 2022, table 1), with a head
+# width of 64. `docs/models.md` lists parameters and FLOPs.
 SIZES = {
     "nano": {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 64},
     "micro": {"num_layers": 4, "num_attention_heads": 3, "attention_head_dim": 64},
@@ -30,17 +32,39 @@ SIZES = {
 }
 
 
-MAX_SIZE = 2**16  # of layers, heads, channels and sides
+def read_size(size: str) -> dict[str, int]:
+    """
+    Read the size of a network, as the arguments of [`LowFreqTransformer2DModel`].
+
+    Args:
+        size (`str`):
+            A name of `SIZES`, or `LAYERSxHEADSxHEAD_DIM`, such as `"6x4x64"`.
+
+    Returns:
+        `dict[str, int]`: `num_layers`, `num_attention_heads` and `attention_head_dim`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(size, str) and size in SIZES:
+        return dict(SIZES[size])
+    numbers = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)x([1-9][0-9]*)", size) if isinstance(size, str) else None
+    if numbers is None:
+        raise ValueError(f"`size` must be among {list(SIZES)} or LAYERSxHEADSxHEAD_DIM, got {size!r}.")
+    names = ("num_layers", "num_attention_heads", "attention_head_dim")
+    return dict(zip(names, map(int, numbers.groups())))
+
+
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def _shape(x) -> tuple[int, ...] | str:
-    """The shape of a tensor; of anything else its type."""
+    """Return the shape of a tensor, and the name of its type for anything else."""
     return tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
 
 
-def _rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
-    """Angles (height * width, head_dim / 2): half of them turn with the row, half with the column (2-D RoPE)."""
+def rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
+    """Compute the angles `(height * width, head_dim / 2)` of 2-D RoPE: half of them by row, half by column."""
     frequency = 100.0 ** -(torch.arange(head_dim // 4, dtype=torch.float32, device=device) / (head_dim // 4))
     rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * frequency
     columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * frequency
@@ -49,14 +73,14 @@ def _rotary_angles(height: int, width: int, head_dim: int, device: torch.device)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs (i, i + head_dim / 2) of `x` (batch, tokens, heads, head_dim) by the angles of their token."""
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs `(i, i + head_dim / 2)` of `x`, `(batch, tokens, heads, head_dim)`, by the angles of each token."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class LowFreqAttnProcessor:
-    """Self-attention with query/key normalisation and rotary positions, through diffusers' attention dispatcher."""
+    """Self-attention with query/key normalisation and rotary positions, by diffusers' attention dispatcher."""
 
     _attention_backend = None
     _parallel_config = None
@@ -69,8 +93,8 @@ class LowFreqAttnProcessor:
         else:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in (query, key, value))
-        query = _rotate(attn.norm_q(query), *rotary_emb)
-        key = _rotate(attn.norm_k(key), *rotary_emb)
+        query = rotate(attn.norm_q(query), *rotary_emb)
+        key = rotate(attn.norm_k(key), *rotary_emb)
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
         )
@@ -102,7 +126,7 @@ class LowFreqAttention(nn.Module, AttentionModuleMixin):
 
 
 class LowFreqCrossAttnProcessor:
-    """Attention of image to text tokens with query/key normalisation, through diffusers' attention dispatcher."""
+    """Attention from image to text tokens with query/key normalisation, by diffusers' attention dispatcher."""
 
     _attention_backend = None
     _parallel_config = None
@@ -132,7 +156,7 @@ class LowFreqCrossAttnProcessor:
 
 
 class LowFreqCrossAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head attention of image to text tokens; the arithmetic is in the processor."""
+    """Multi-head attention from image to text tokens; the arithmetic is in the processor."""
 
     _default_processor_cls = LowFreqCrossAttnProcessor
     _available_processors = [LowFreqCrossAttnProcessor]
@@ -149,7 +173,7 @@ class LowFreqCrossAttention(nn.Module, AttentionModuleMixin):
         self.norm_q = nn.RMSNorm(head_dim, eps=1e-6)
         self.norm_k = nn.RMSNorm(head_dim, eps=1e-6)
         self.to_out = nn.ModuleList([nn.Linear(heads * head_dim, dim)])
-        nn.init.zeros_(self.to_out[0].weight)  # no gate: starts as if there were no text
+        nn.init.zeros_(self.to_out[0].weight)  # without a gate, it must start as if there were no text
         nn.init.zeros_(self.to_out[0].bias)
         self.set_processor(self._default_processor_cls())
 
@@ -166,7 +190,7 @@ class LowFreqTransformerBlock(nn.Module):
     """
     Attention and feed-forward, each shifted, scaled and gated by the condition (adaLN-zero with shared weights).
 
-    Where there is text, attention to it stands between the two, neither modulated nor gated (arXiv 2310.00426).
+    A model of text attends to it between the two, without modulation or gate (arXiv 2310.00426).
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_ratio: float, cross_attention: bool = False):
@@ -179,7 +203,7 @@ class LowFreqTransformerBlock(nn.Module):
             self.cross_attn = LowFreqCrossAttention(dim, heads, head_dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.ff = FeedForward(dim, inner_dim=int(dim * mlp_ratio), activation_fn="gelu-approximate")
-        # What this block adds to the modulation that all blocks share; zero, so that its gates start closed.
+        # Added to the modulation that all blocks share. Zero at first, so that the gates start closed.
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim))
 
     def forward(
@@ -205,8 +229,8 @@ class TimeEmbedding(nn.Module):
     """
     Embed a number in [0, 1] by sinusoids of bounded frequency and a two-layer network.
 
-    The frequencies grow geometrically from 1 to `max_frequency` radians per unit, so the embedding changes slowly
-    enough for the derivative in time that one-step training takes.
+    The frequencies grow geometrically from 1 to `max_frequency` radians per unit. The embedding then changes slowly enough
+    for one-step training, which differentiates in time.
     """
 
     def __init__(self, dim: int, max_frequency: float, num_frequencies: int = 64, zero_init: bool = False):
@@ -230,17 +254,73 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(self.act(self.linear_1(embedding)))
 
 
+def _check_config(config):
+    """Raise a `ValueError` that names the first setting of a [`LowFreqTransformer2DModel`] that is not allowed."""
+    for name in ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim"):
+        check_setting(name, config[name])
+    size = config.sample_size
+    sides = [size] * 2 if isinstance(size, int) else size
+    is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
+    if not is_pair or not all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides):
+        raise ValueError(f"`sample_size` must be a positive integer or two, got {size!r}; the most is {MAX_SIZE}.")
+    heads, head_dim = config.num_attention_heads, config.attention_head_dim
+    if heads * head_dim > MAX_SIZE:
+        raise ValueError(
+            f"`num_attention_heads` times `attention_head_dim` must be at most {MAX_SIZE}, got {heads} times {head_dim}."
+        )
+    if head_dim % 4:
+        raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {head_dim}.")
+    for name in ("num_classes", "caption_channels"):
+        check_setting(name, config[name], int(MAX_SIZE**1.5), optional=True)
+    if config.num_classes is not None and config.caption_channels is not None:
+        raise ValueError(
+            "`caption_channels` must be None with `num_classes`: text or labels, got "
+            f"{config.caption_channels} and {config.num_classes}."
+        )
+    for name in ("mlp_ratio", "time_max_frequency"):
+        check_number(name, config[name], 0, MAX_SIZE, open="(")
+    for name in ("use_meanflow", "use_noise_ratio"):
+        check_flag(name, config[name])
+    _check_guidance(config)
+    _check_statistics(config)
+
+
+def _check_guidance(config):
+    scale, interval = config.guidance_scale, config.guidance_scale_range
+    if scale is None and interval is None:
+        return
+    if not config.use_meanflow or (config.num_classes is None and config.caption_channels is None):
+        raise ValueError(
+            "`guidance_scale` needs a model with `use_meanflow=True` and `num_classes` or `caption_channels`."
+        )
+    check_number("guidance_scale", scale, 0, open="(")
+    if interval is not None:
+        check_rising_pair("guidance_scale_range", interval, 1, math.inf)
+        if not interval[0] <= scale <= interval[1]:
+            raise ValueError(f"`guidance_scale` must be in the `guidance_scale_range` {interval!r}, got {scale!r}.")
+
+
+def _check_statistics(config):
+    if (config.sample_mean is None) != (config.sample_std is None):
+        raise ValueError("`sample_mean` and `sample_std` must be given together.")
+    for name, kind, least in (("sample_mean", "numbers", -math.inf), ("sample_std", "positive numbers", 0)):
+        values, channels = config[name], config.in_channels
+        is_list = isinstance(values, (list, tuple)) and len(values) == channels
+        if values is not None and not (is_list and all(is_number(x) and least < x < math.inf for x in values)):
+            raise ValueError(f"`{name}` must be a list of {channels} {kind}, one a channel, got {values!r}.")
+
+
 class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     r"""
     A diffusion transformer that predicts the velocity of a flow on images or latents of any size.
 
-    One class serves as the flow `v_θ` (full size) and as the prior model `G_φ` (coarse size). The low-frequency source
-    needs no change to the network: this is a DiT (arXiv 2212.09748) with adaLN-zero whose weights all blocks share
-    (arXiv 2310.00426), 2-D rotary positions, and query/key normalisation.
+    The same class is the flow `v_θ` at full size and the prior model `G_φ` at coarse size. A low-frequency source needs no
+    change to the network. This is a DiT (arXiv 2212.09748) with adaLN-zero whose weights are shared by all blocks (arXiv
+    2310.00426), 2-D rotary positions, and query/key normalisation.
 
     Args:
         sample_size (`int` or `list[int]`, defaults to `32`):
-            Height and width of the latents it was trained on; the default of pipelines, not a limit.
+            Height and width of the latents it was trained on: the default of pipelines, not a limit.
         patch_size (`int`, defaults to `2`):
             Side of the square patch that becomes one token.
         in_channels (`int`, defaults to `4`):
@@ -250,29 +330,29 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         mlp_ratio (`float`, defaults to `4.0`):
             Width of the feed-forward layer relative to the model.
         num_classes (`int`, *optional*):
-            Number of class labels; one more embedding stands for "no label". Omitted: no labels.
+            Number of class labels. One more embedding means "no label". Omitted: no labels.
         caption_channels (`int`, *optional*):
-            Width of the text embeddings, to which every block then attends; not together with `num_classes`. Omitted: no
-            text, and nothing in the network for it.
+            Width of the text embeddings that every block attends to; not together with `num_classes`. Omitted: no text, and
+            no layers for it.
         time_max_frequency (`float`, defaults to `32.0`):
             Highest frequency of the time embedding, in radians per unit of `timestep / 1000`.
         use_meanflow (`bool`, defaults to `False`):
-            Accept a second time, `timestep_r`, and predict the mean velocity down to it: the mark of a one-step model. Its
-            last layer starts at zero, so a flow checkpoint goes on unchanged.
+            Accept a second time, `timestep_r`, and predict the mean velocity down to it. This makes a one-step model. The
+            last layer of the new embedding starts at zero, so a flow checkpoint keeps its predictions.
         guidance_scale (`float`, *optional*):
-            The classifier-free guidance that the training of a one-step model folds into its output. Pipelines ask for it
-            and make no second call.
+            The classifier-free guidance that training folds into the output of a one-step model. Pipelines use this scale
+            and need no second pass.
         guidance_scale_range (`list[float]`, *optional*):
-            Accept `guidance`, for training over a range of it; `guidance_scale` is then the default. Starts at zero
-            likewise.
+            Accept `guidance`, for training over a range of scales. `guidance_scale` is then the default. Starts at zero
+            too.
         use_noise_ratio (`bool`, defaults to `False`):
-            Accept the `noise_ratio` of the source, for training over a range of it. Starts at zero likewise.
+            Accept the `noise_ratio` of the source, for training over a range of it. Starts at zero too.
         sample_mean (`list[float]`, *optional*), sample_std (`list[float]`, *optional*):
-            Statistics per channel of what the model generates, before it was brought to unit scale. Set on prior
-            models, whose `D(x)` is smaller than `x`; [`LowFreqPipeline`] undoes them.
+            Mean and standard deviation per channel of the data, before it was brought to unit scale. Set on prior models,
+            since `D(x)` has a smaller scale than `x`. [`LowFreqPipeline`] undoes the scaling.
 
     Raises:
-        ValueError: If a size is not positive or the head width is not a multiple of 4.
+        ValueError: If a setting is not allowed, or does not fit the others; it is named.
     """
 
     _supports_gradient_checkpointing = True
@@ -302,69 +382,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         sample_std: list[float] | None = None,
     ):
         super().__init__()
-        for name in ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim"):
-            value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}; the most is {MAX_SIZE}.")
-        sides = [sample_size] * 2 if isinstance(sample_size, int) else sample_size
-        is_size = isinstance(sides, (list, tuple)) and len(sides) == 2
-        if not is_size or not all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides):
-            raise ValueError(
-                f"`sample_size` must be a positive integer or two, got {sample_size!r}; the most is {MAX_SIZE}."
-            )
-        for name in ("use_meanflow", "use_noise_ratio"):
-            if not isinstance(self.config[name], bool):
-                raise ValueError(f"`{name}` must be True or False, got {self.config[name]!r}.")
-        if num_attention_heads * attention_head_dim > MAX_SIZE:
-            raise ValueError(
-                f"`num_attention_heads` times `attention_head_dim` must be at most {MAX_SIZE}, got {num_attention_heads} times "
-                f"{attention_head_dim}."
-            )
-        if attention_head_dim % 4:
-            raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {attention_head_dim}.")
-        for name in ("num_classes", "caption_channels"):
-            value = self.config[name]
-            is_integer = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not is_integer or not 1 <= value <= MAX_SIZE**1.5):
-                raise ValueError(
-                    f"`{name}` must be a positive integer or None, got {value!r}; the most is {MAX_SIZE**1.5:g}."
-                )
-        if num_classes is not None and caption_channels is not None:
-            raise ValueError(
-                f"`caption_channels` must be None with `num_classes`: text or labels, got {caption_channels} and {num_classes}."
-            )
-        for name in ("mlp_ratio", "time_max_frequency"):
-            value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_SIZE:
-                raise ValueError(f"`{name}` must be a positive number, got {value!r}; the most is {MAX_SIZE}.")
-        if guidance_scale is not None or guidance_scale_range is not None:
-            if not use_meanflow or (num_classes is None and caption_channels is None):
-                raise ValueError(
-                    "`guidance_scale` needs a model with `use_meanflow=True` and `num_classes` or `caption_channels`."
-                )
-            bounds = [guidance_scale] * 2 if guidance_scale_range is None else guidance_scale_range
-            if (
-                not isinstance(bounds, (list, tuple))
-                or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (guidance_scale, *bounds))
-                or len(bounds) != 2
-                or not 0 < bounds[0] <= guidance_scale <= bounds[1] < float("inf")
-                or (guidance_scale_range is not None and not 1 <= bounds[0] < bounds[1])
-            ):
-                raise ValueError(
-                    "`guidance_scale` must be a positive number, in `guidance_scale_range`, two rising numbers from 1 on, "
-                    f"where that is given; got {guidance_scale!r} and {guidance_scale_range!r}."
-                )
-        if (sample_mean is None) != (sample_std is None):
-            raise ValueError("`sample_mean` and `sample_std` must be given together.")
-        for name in ("sample_mean", "sample_std"):
-            value = self.config[name]
-            least = -math.inf if name == "sample_mean" else 0
-            is_list = isinstance(value, (list, tuple)) and len(value) == in_channels
-            if value is not None and not (
-                is_list and all(type(x) in (int, float) and least < x < math.inf for x in value)
-            ):
-                kind = "positive numbers" if name == "sample_std" else "numbers"
-                raise ValueError(f"`{name}` must be a list of {in_channels} {kind}, one a channel, got {value!r}.")
+        _check_config(self.config)
         dim = num_attention_heads * attention_head_dim
 
         self.proj_in = nn.Linear(in_channels * patch_size**2, dim)
@@ -412,6 +430,35 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
             raise ValueError("`use_safetensors` must be True: pickles are not loaded, got False.")
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape `(channels, height, width)` of the samples that the model was trained on."""
+        size = self.config.sample_size
+        return (self.config.in_channels, *([size] * 2 if isinstance(size, int) else size))
+
+    def normalize(self, sample: torch.Tensor) -> torch.Tensor:
+        """
+        Bring samples `(batch, channels, height, width)` to the unit scale that the model works at.
+
+        It is `(sample - sample_mean) / sample_std`, or the samples themselves where the model has no statistics.
+        """
+        if self.config.sample_std is None:
+            return sample
+        mean, std = self._statistics(sample)
+        return (sample - mean) / std
+
+    def denormalize(self, sample: torch.Tensor) -> torch.Tensor:
+        """Undo [`~LowFreqTransformer2DModel.normalize`]: `sample * sample_std + sample_mean`."""
+        if self.config.sample_std is None:
+            return sample
+        mean, std = self._statistics(sample)
+        return sample * std + mean
+
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        statistics = (self.config.sample_mean, self.config.sample_std)
+        mean, std = (like.new_tensor(values).view(-1, 1, 1) for values in statistics)
+        return mean, std
+
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,
@@ -431,23 +478,23 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
 
         Args:
             hidden_states (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
-                The state at `timestep`; height and width are multiples of `patch_size`.
+                The state at `timestep`. Height and width are multiples of `patch_size`.
             timestep (`torch.Tensor` of shape `(batch,)` or `()`):
                 The time in 0…1000: 1000 is the source, 0 is data. Kept in float32 up to the sinusoid.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-                Class numbers; `num_classes` stands for "no label", as does leaving it out.
+                Class numbers. `num_classes` means "no label", and so does leaving it out.
             timestep_r (`torch.Tensor` of shape `(batch,)` or `()`, *optional*):
-                The cleaner end of a stretch of time, at most `timestep` and on the same scale; the output is then the
-                mean velocity over it. Omitted: `timestep` itself, the plain velocity. Needs `use_meanflow`.
+                The end of a step, at most `timestep` and on the same scale. The output is then the mean velocity over the
+                step. Omitted: `timestep` itself, the plain velocity. Needs `use_meanflow`.
             noise_ratio (`torch.Tensor` of shape `(batch,)`, *optional*):
                 The share of noise in the source, required with `use_noise_ratio` and refused without.
             guidance (`torch.Tensor` of shape `(batch,)`, *optional*):
                 The guidance scale, at least 1, required with `guidance_scale_range` and refused without.
             encoder_hidden_states (`torch.Tensor` of shape `(batch, text_tokens, caption_channels)`, *optional*):
-                Text embeddings, required with `caption_channels` and refused without. What stands for "no text" is the
-                embedding of the empty string.
+                Text embeddings, required with `caption_channels` and refused without. The embedding of the empty string
+                means "no text".
             encoder_attention_mask (`torch.Tensor` of shape `(batch, text_tokens)`, *optional*):
-                Which text tokens count: true, or 1, for those that are no padding, at least one of each row. Omitted: all.
+                True, or 1, for the text tokens that are not padding, at least one in each row. Omitted: all of them.
             attention_kwargs (`dict`, *optional*):
                 `{"scale": float}` sets the weight of a LoRA.
             return_dict (`bool`, defaults to `True`):
@@ -459,83 +506,41 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         Raises:
             ValueError: If an input does not fit the configuration.
         """
-        p = self.config.patch_size
-        if (
-            not isinstance(hidden_states, torch.Tensor)
-            or not hidden_states.is_floating_point()
-            or hidden_states.ndim != 4
-            or hidden_states.shape[1] != self.config.in_channels
-            or hidden_states.shape[2] % p
-            or hidden_states.shape[3] % p
-        ):
-            raise ValueError(
-                f"`hidden_states` must be floating point of shape (batch, {self.config.in_channels}, height, width) with sides "
-                f"divisible by {p}, got {_shape(hidden_states)}."
-            )
+        inputs = {"timestep": timestep, "timestep_r": timestep_r, "noise_ratio": noise_ratio, "guidance": guidance}
+        inputs |= {"class_labels": class_labels, "encoder_hidden_states": encoder_hidden_states}
+        self._check_inputs(hidden_states, inputs, encoder_attention_mask)
         batch, channels, height, width = hidden_states.shape
-        numbers = {"timestep": timestep, "timestep_r": timestep_r, "noise_ratio": noise_ratio, "guidance": guidance}
-        for name, value in numbers.items():
-            if (value is not None or name == "timestep") and _shape(value) not in ((), (1,), (batch,)):
-                raise ValueError(f"`{name}` must be a tensor of shape () or ({batch},), got {_shape(value)}.")
-        if class_labels is not None and (_shape(class_labels) != (batch,) or class_labels.dtype not in INTEGERS):
-            raise ValueError(f"`class_labels` must be integers of shape ({batch},), got {_shape(class_labels)}.")
-        dtype = hidden_states.dtype
-        if (encoder_hidden_states is not None) != (self.config.caption_channels is not None):
-            given = "" if self.config.caption_channels is not None else "not "
-            raise ValueError(f"`encoder_hidden_states` must {given}be given to this model.")
-        if encoder_hidden_states is not None and (
-            encoder_hidden_states.ndim != 3
-            or encoder_hidden_states.shape[0] != batch
-            or encoder_hidden_states.shape[2] != self.config.caption_channels
-        ):
-            raise ValueError(
-                f"`encoder_hidden_states` must be of shape ({batch}, text_tokens, {self.config.caption_channels}), got "
-                f"{tuple(encoder_hidden_states.shape)}."
-            )
-        text_shape = None if encoder_hidden_states is None else encoder_hidden_states.shape[:2]
-        if encoder_attention_mask is not None and encoder_attention_mask.shape != text_shape:
-            raise ValueError(
-                "`encoder_attention_mask` must have the batch and tokens of `encoder_hidden_states`, "
-                f"{text_shape and tuple(text_shape)}, got {tuple(encoder_attention_mask.shape)}."
-            )
+        dtype, p = hidden_states.dtype, self.config.patch_size
 
+        # Time, labels and other numbers modulate all tokens alike
         condition = self.time_embed(timestep.expand(batch) / 1000, dtype)
-        if timestep_r is not None:
-            if not self.config.use_meanflow:
-                raise ValueError("`timestep_r` needs a model with `use_meanflow=True`.")
         if self.config.use_meanflow:
-            stretch = timestep - timestep_r if timestep_r is not None else torch.zeros_like(timestep)
-            condition = condition + self.time_embed_r(stretch.expand(batch) / 1000, dtype)
-        if (noise_ratio is not None) != self.config.use_noise_ratio:
-            raise ValueError(
-                f"`noise_ratio` must {'' if self.config.use_noise_ratio else 'not '}be given to this model."
-            )
+            step = timestep - timestep_r if timestep_r is not None else torch.zeros_like(timestep)
+            condition = condition + self.time_embed_r(step.expand(batch) / 1000, dtype)
         if noise_ratio is not None:
             condition = condition + self.time_embed_noise_ratio(noise_ratio.expand(batch), dtype)
-        if (guidance is not None) != (self.config.guidance_scale_range is not None):
-            given = "" if self.config.guidance_scale_range is not None else "not "
-            raise ValueError(f"`guidance` must {given}be given to this model.")
         if guidance is not None:
             condition = condition + self.time_embed_guidance(1 - 1 / guidance.float().expand(batch), dtype)
         if self.config.num_classes is not None:
             if class_labels is None:
                 class_labels = torch.full((batch,), self.config.num_classes, device=hidden_states.device)
             condition = condition + self.class_embed(class_labels)
-        elif class_labels is not None:
-            raise ValueError("`class_labels` must not be given to a model without `num_classes`.")
         condition = self.act(condition)
         modulation = self.modulation(condition).unflatten(-1, (6, -1))
         text = ()
         if encoder_hidden_states is not None:
             tokens = self.caption_projection(self.caption_norm(encoder_hidden_states.to(dtype)))
             mask = encoder_attention_mask
-            text = (tokens, None if mask is None else mask.bool()[:, None, None])  # for all heads and image tokens
+            text = (
+                tokens,
+                None if mask is None else mask.bool()[:, None, None],
+            )  # the same for all heads and image tokens
 
         # (batch, channels, height, width) -> (batch, tokens, channels * patch * patch)
         h, w = height // p, width // p
         hidden_states = hidden_states.reshape(batch, channels, h, p, w, p).permute(0, 2, 4, 1, 3, 5)
         hidden_states = self.proj_in(hidden_states.reshape(batch, h * w, channels * p * p))
-        angles = _rotary_angles(h, w, self.config.attention_head_dim, hidden_states.device)
+        angles = rotary_angles(h, w, self.config.attention_head_dim, hidden_states.device)
         rotary_emb = (angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None])
 
         for block in self.transformer_blocks:
@@ -551,3 +556,49 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         if not return_dict:
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
+
+    def _check_inputs(self, hidden_states, inputs: dict, encoder_attention_mask):
+        """Raise a `ValueError` that names the first input that does not fit the configuration."""
+        config, p = self.config, self.config.patch_size
+        if (
+            not isinstance(hidden_states, torch.Tensor)
+            or not hidden_states.is_floating_point()
+            or hidden_states.ndim != 4
+            or hidden_states.shape[1] != config.in_channels
+            or hidden_states.shape[2] % p
+            or hidden_states.shape[3] % p
+        ):
+            raise ValueError(
+                f"`hidden_states` must be floating point of shape (batch, {config.in_channels}, height, width) with sides "
+                f"divisible by {p}, got {_shape(hidden_states)}."
+            )
+        batch = hidden_states.shape[0]
+        for name in ("timestep", "timestep_r", "noise_ratio", "guidance"):
+            value = inputs[name]
+            if (value is not None or name == "timestep") and _shape(value) not in ((), (1,), (batch,)):
+                raise ValueError(f"`{name}` must be a tensor of shape () or ({batch},), got {_shape(value)}.")
+        labels, text = inputs["class_labels"], inputs["encoder_hidden_states"]
+        if labels is not None and (_shape(labels) != (batch,) or labels.dtype not in INTEGERS):
+            raise ValueError(f"`class_labels` must be integers of shape ({batch},), got {_shape(labels)}.")
+        for name, is_taken in (
+            ("encoder_hidden_states", config.caption_channels is not None),
+            ("noise_ratio", config.use_noise_ratio),
+            ("guidance", config.guidance_scale_range is not None),
+        ):
+            if (inputs[name] is not None) != is_taken:
+                raise ValueError(f"`{name}` must {'' if is_taken else 'not '}be given to this model.")
+        if text is not None and (text.ndim != 3 or text.shape[0] != batch or text.shape[2] != config.caption_channels):
+            raise ValueError(
+                f"`encoder_hidden_states` must be of shape ({batch}, text_tokens, {config.caption_channels}), got "
+                f"{tuple(text.shape)}."
+            )
+        text_shape = None if text is None else text.shape[:2]
+        if encoder_attention_mask is not None and encoder_attention_mask.shape != text_shape:
+            raise ValueError(
+                "`encoder_attention_mask` must have the batch and tokens of `encoder_hidden_states`, "
+                f"{text_shape and tuple(text_shape)}, got {tuple(encoder_attention_mask.shape)}."
+            )
+        if inputs["timestep_r"] is not None and not config.use_meanflow:
+            raise ValueError("`timestep_r` needs a model with `use_meanflow=True`.")
+        if labels is not None and config.num_classes is None:
+            raise ValueError("`class_labels` must not be given to a model without `num_classes`.")

@@ -13,16 +13,18 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import is_transformers_available, logging, replace_example_docstring
 
+from ..guards.values import check_flag
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from ..text_encoding import encode_text
 from .base import LowFreqBasePipeline
+from .inputs import Call, check_call, check_complete, check_prompts, check_text_encoder
 from .pipeline_output import LowFreqPipelineOutput
 
 
 if is_transformers_available():
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-else:  # the annotations below name them; without transformers there is no text encoder to give
+else:  # for the annotations below; without transformers there are no text encoders
     PreTrainedModel = PreTrainedTokenizerBase = object
 
 logger = logging.get_logger(__name__)
@@ -42,44 +44,44 @@ EXAMPLE_DOC_STRING = """
 
 class LowFreqTextToImagePipeline(LowFreqBasePipeline):
     r"""
-    Generate images of a text with a flow that starts from a low-frequency prior (arXiv 2606.04092).
+    Generate images from text with a flow that starts from a low-frequency prior (arXiv 2606.04092).
 
-    The text is encoded once and told to both networks: the prior model samples a coarse latent from noise; the scheduler
-    makes the source of it, upsampled and mixed with Gaussian noise; the flow refines the source to a latent in few steps; the
+    The text is encoded once, for both networks. The prior model samples a coarse latent from noise. The scheduler upsamples it
+    and mixes it with Gaussian noise, which makes the source. The flow refines the source to a latent in few steps, and the
     autoencoder decodes it.
 
     Args:
         transformer ([`LowFreqTransformer2DModel`]):
             The flow, with `caption_channels`.
         scheduler ([`LowFreqFlowMatchScheduler`]):
-            Makes the source (projection, factor and noise ratio are its configuration) and steps the flow.
+            Makes the source, by the projection, factor and noise ratio of its configuration, and steps the flow.
         text_encoder (`CLIPTextModel` or `T5EncoderModel`):
             A frozen text encoder of transformers, whose last hidden states are `caption_channels` wide.
         tokenizer (`PreTrainedTokenizerBase`):
             Its tokenizer.
         vae (`AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny`, *optional*):
-            The autoencoder; without one the flow works on pixels in [-1, 1].
+            The autoencoder. Without one, the flow works on pixels in [-1, 1].
         prior ([`LowFreqTransformer2DModel`], *optional*):
-            The prior model of coarse latents, with the same `caption_channels`; without one, calls need `prior_latents` or
+            The prior model of coarse latents, with the same `caption_channels`. Without one, calls need `prior_latents` or
             `latents`, unless the noise ratio is 1.
         prior_scheduler (`SchedulerMixin`, *optional*):
-            A deterministic flow-matching scheduler that takes explicit sigmas; `FlowMatchEulerDiscreteScheduler` if a
-            `prior` comes without one.
+            A deterministic flow-matching scheduler that takes explicit sigmas. If a `prior` is given without one, a
+            `FlowMatchEulerDiscreteScheduler`.
         truncate_prior (`bool`, defaults to `False`):
-            Whether a call lets the prior model stop early, see there.
+            Whether the prior model stops early, see [`~LowFreqPipeline.__call__`].
         guider (`BaseGuidance`, *optional*):
-            One of diffusers' guiders, for the flow, instead of `guidance_scale`.
+            A guider of diffusers for the flow, instead of `guidance_scale`.
 
     Raises:
-        ValueError: If the networks or the text encoder do not fit together, `scheduler` cannot make the source or
-            `prior_scheduler` redraws noise.
+        ValueError: If the networks and the text encoder do not fit together, `scheduler` cannot make the source, or
+            `prior_scheduler` draws new noise.
     """
 
     model_cpu_offload_seq = "text_encoder->prior->transformer->vae"
 
     def __init__(
         self,
-        # `from_pipe` hands a model on only if its very class stands here, a subclass of `ModelMixin` is not enough
+        # `from_pipe` passes a model on only if its exact class is listed here; `ModelMixin` alone is not enough
         transformer: LowFreqTransformer2DModel | ModelMixin,
         scheduler: LowFreqFlowMatchScheduler,
         text_encoder: PreTrainedModel,
@@ -91,7 +93,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
         guider: BaseGuidance | None = None,
     ):
         super().__init__()
-        self._check_flag("truncate_prior", truncate_prior)
+        check_flag("truncate_prior", truncate_prior)
         self._register_components(
             transformer=transformer,
             scheduler=scheduler,
@@ -103,31 +105,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             guider=guider,
         )
         self.register_to_config(truncate_prior=truncate_prior)
-        self._check_text()
-
-    def _check_text(self):
-        """Refuse networks that know nothing of text, and a text encoder of another width."""
-        widths = {
-            name: getattr(getattr(self, name).config, "caption_channels", None)
-            for name in ("transformer", "prior")
-            if getattr(self, name) is not None
-        }
-        for name, width in widths.items():
-            if width is None:
-                raise ValueError(
-                    f"`{name}` must have `caption_channels`, the width of the text embeddings that it is told; got None."
-                )
-            if width != next(iter(widths.values())):
-                raise ValueError(
-                    f"`prior` must take text of the {widths['transformer']} channels that the `transformer` takes, got {width}."
-                )
-        if self.text_encoder is not None and widths:
-            name, width = next(iter(widths.items()))
-            if self.text_encoder.config.hidden_size != width:
-                raise ValueError(
-                    f"`text_encoder` must be of the width that the `{name}` takes, {width}, got "
-                    f"{self.text_encoder.config.hidden_size}."
-                )
+        check_text_encoder(self)
 
     # ------------------------------------------------------------------------------------------------ inputs
 
@@ -143,72 +121,23 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
         max_sequence_length,
         **call,
     ) -> int:
-        """Raise a `ValueError` that names the first argument that is not allowed; return the number of prompts."""
-        self._check_text()
-        self._check_count("num_images_per_prompt", num_images_per_prompt)
-        if max_sequence_length is not None:
-            self._check_count("max_sequence_length", max_sequence_length)
-        if (prompt is None) == (prompt_embeds is None):
-            got = "both" if prompt is not None else "neither"
-            raise ValueError(f"`prompt` or `prompt_embeds` must be given, and not the other; got {got}.")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ValueError(
-                "`negative_prompt` or `negative_prompt_embeds` must be given, and not the other; got both."
-            )
-        number = None
-        for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            if text is None:
-                continue
-            texts = [text] if isinstance(text, str) else text
-            is_list = isinstance(texts, (list, tuple)) and len(texts) > 0
-            if not is_list or not all(isinstance(t, str) and t == t.encode(errors="ignore").decode() for t in texts):
-                raise ValueError(f"`{name}` must be a string or a list of strings, of valid Unicode, got {text!r}.")
-            if self.text_encoder is None or self.tokenizer is None:
-                raise ValueError(
-                    f"`{name}` needs a `text_encoder` and a `tokenizer`, which this pipeline lacks; give `{name}_embeds`."
-                )
-            if name == "prompt":
-                number = len(texts)
-        width = self.transformer.config.caption_channels
-        for name, embeds, mask_name, mask in (
-            ("prompt_embeds", prompt_embeds, "prompt_attention_mask", prompt_attention_mask),
-            (
-                "negative_prompt_embeds",
-                negative_prompt_embeds,
-                "negative_prompt_attention_mask",
-                negative_prompt_attention_mask,
-            ),
-        ):
-            if (embeds is None) != (mask is None):
-                raise ValueError(f"`{mask_name}` must be given with `{name}` and not without.")
-            if embeds is None:
-                continue
-            if (
-                not torch.is_tensor(embeds)
-                or not embeds.is_floating_point()
-                or embeds.ndim != 3
-                or embeds.shape[2] != width
-                or len(embeds) < 1
-            ):
-                got = tuple(embeds.shape) if torch.is_tensor(embeds) else type(embeds)
-                raise ValueError(
-                    f"`{name}` must be a floating point tensor of shape (prompts, text_tokens, {width}), got {got}."
-                )
-            if not embeds.to(self.transformer.dtype).isfinite().all():
-                raise ValueError(f"`{name}` must be finite in {self.transformer.dtype}, some numbers are not.")
-            fits = torch.is_tensor(mask) and mask.shape == embeds.shape[:2] and bool(mask.isfinite().all())
-            if not fits or not mask.bool().any(1).all():
-                got = tuple(mask.shape) if torch.is_tensor(mask) else type(mask)
-                raise ValueError(
-                    f"`{mask_name}` must be of shape {tuple(embeds.shape[:2])}, with a token that counts in every row, got {got}."
-                )
-            number = len(embeds) if name == "prompt_embeds" else number
-        negative = negative_prompt_embeds if negative_prompt is None else negative_prompt
-        if negative is not None and not isinstance(negative, str) and len(negative) not in (1, number):
-            name = "negative_prompt_embeds" if negative_prompt is None else "negative_prompt"
-            raise ValueError(
-                f"`{name}` must hold as many texts as there are prompts, {number}, or one, got {len(negative)}."
-            )
+        """
+        Raise a `ValueError` that names the first argument that is not allowed; return the number of prompts.
+
+        `call` holds the fields of a [`Call`].
+        """
+        check_text_encoder(self)
+        number = check_prompts(
+            self,
+            prompt,
+            negative_prompt,
+            num_images_per_prompt,
+            prompt_embeds,
+            prompt_attention_mask,
+            negative_prompt_embeds,
+            negative_prompt_attention_mask,
+            max_sequence_length,
+        )
         super().check_inputs(number * num_images_per_prompt, **call)
         return number
 
@@ -225,7 +154,7 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
         max_sequence_length: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         r"""
-        Encode prompts and what to keep away from, once for every image.
+        Encode prompts and negative prompts, with a row for each image.
 
         Args:
             prompt (`str` or `list[str]`, *optional*):
@@ -233,20 +162,20 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             negative_prompt (`str` or `list[str]`, *optional*):
                 What to guide away from, for all prompts or for each; the empty string when omitted.
             num_images_per_prompt (`int`, defaults to `1`):
-                How often each row of what is returned is repeated.
+                How often each row of the output is repeated.
             do_classifier_free_guidance (`bool`, defaults to `True`):
                 Whether to encode the negative prompt too.
             prompt_embeds (`torch.Tensor` of shape `(prompts, text_tokens, caption_channels)`, *optional*), prompt_attention_mask (`torch.Tensor` of shape `(prompts, text_tokens)`, *optional*):
-                Embeddings instead of `prompt`, and which tokens of them count.
+                Embeddings instead of `prompt`, and a mask of the tokens that are not padding.
             negative_prompt_embeds (`torch.Tensor` of shape `(prompts or 1, text_tokens, caption_channels)`, *optional*), negative_prompt_attention_mask (`torch.Tensor` of shape `(prompts or 1, text_tokens)`, *optional*):
                 The same instead of `negative_prompt`.
             max_sequence_length (`int`, *optional*):
-                The most tokens of a prompt; by default as many as the encoder takes, and 256 if it knows no limit. What
-                is longer is cut, with a warning.
+                The largest number of tokens of a prompt; by default as many as the encoder takes, or 256 if it has no
+                limit. Longer prompts are cut, with a warning.
 
         Returns:
             `tuple`: `prompt_embeds`, `prompt_attention_mask`, `negative_prompt_embeds` and `negative_prompt_attention_mask`,
-            all padded to one length; the last two are `None` without guidance.
+            all padded to the same length. The last two are `None` without guidance.
         """
 
         def encode(text):
@@ -254,18 +183,18 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             texts = [text] if isinstance(text, str) else list(text)
             return encode_text(self.text_encoder, self.tokenizer, texts, max_sequence_length, device)
 
-        told = prompt_embeds, prompt_attention_mask
+        conditional = prompt_embeds, prompt_attention_mask
         if prompt_embeds is None:
-            told = encode(prompt)
-        sides = [told]
+            conditional = encode(prompt)
+        both = [conditional]
         if do_classifier_free_guidance:
-            not_told = negative_prompt_embeds, negative_prompt_attention_mask
+            unconditional = negative_prompt_embeds, negative_prompt_attention_mask
             if negative_prompt_embeds is None:
-                not_told = encode("" if negative_prompt is None else negative_prompt)
-            sides.append([x.expand(len(told[0]), *x.shape[1:]) for x in not_told])
-        tokens = max(embeds.shape[1] for embeds, _ in sides)
+                unconditional = encode("" if negative_prompt is None else negative_prompt)
+            both.append([x.expand(len(conditional[0]), *x.shape[1:]) for x in unconditional])
+        tokens = max(embeds.shape[1] for embeds, _ in both)
         output = []
-        for embeds, mask in sides:
+        for embeds, mask in both:
             padding = tokens - embeds.shape[1]
             output.append(F.pad(embeds, (0, 0, 0, padding)).repeat_interleave(num_images_per_prompt, 0))
             output.append(F.pad(mask.bool(), (0, padding)).repeat_interleave(num_images_per_prompt, 0))
@@ -313,48 +242,48 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             prompt (`str` or `list[str]`, *optional*):
                 What to show; this or `prompt_embeds`.
             negative_prompt (`str` or `list[str]`, *optional*):
-                What guidance leads away from, for all prompts or for each; the empty string when omitted. It has no effect
-                without guidance, and there is none for a one-step model, whose guidance is folded in.
+                What to guide away from, for all prompts or for each; the empty string when omitted. It has no effect without
+                guidance, nor on a one-step model, whose guidance is folded in.
             height (`int`, *optional*), width (`int`, *optional*):
-                Size in pixels, by default the one that the model was trained on.
+                Size in pixels; by default the size that the model was trained on.
             num_inference_steps (`int`, defaults to `4`):
                 Steps of the flow.
             prior_num_inference_steps (`int`, defaults to `8`):
-                Steps of the prior model, each a small part of a flow step.
+                Steps of the prior model. Each costs a small part of a flow step.
             sigmas (`list[float]`, *optional*):
-                Levels of the flow, strictly decreasing in (0, 1], instead of the default grid; starting below 1 is for
-                `latents` that are at that level.
+                Levels of the flow, strictly decreasing in (0, 1], instead of the default grid. Start below 1 only with
+                `latents` at that level.
             guidance_scale (`float`, *optional*):
-                Classifier-free guidance of the flow, `negative + scale * (prompt - negative)`; 1, which is without, when
-                omitted. A one-step model has its guidance folded in, which is then the default and costs no second call;
-                another can be asked for within its `guidance_scale_range` only.
+                Classifier-free guidance of the flow, `negative + scale * (prompt - negative)`. When omitted it is 1, which is
+                no guidance. A one-step model has guidance folded in, without a second pass. Its scale is then the default,
+                and others are allowed only within its `guidance_scale_range`.
             prior_guidance_scale (`float`, *optional*):
                 The same for the prior model.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
-                Levels sigma between which the flow is guided (arXiv 2404.07724).
+                The flow is guided between these levels sigma (arXiv 2404.07724).
             noise_ratio (`float`, *optional*):
                 The share of noise in the source, within the range that the model was trained for.
             truncate_prior (`bool`, *optional*):
-                Whether the prior model stops where its state is as noisy as the source's coarse part: no step is spent on
-                removing noise that the source would add again. The pipeline's own setting when omitted. The
-                `prior_latents` of the output are without that noise, by the last velocity.
+                Whether the prior model stops where its state is as noisy as the coarse part of the source. No step is then
+                spent on noise that the source would add again. The setting of the pipeline when omitted. The last velocity
+                removes that noise from the `prior_latents` of the output.
             num_images_per_prompt (`int`, defaults to `1`):
                 Images per prompt.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                One generator, or one per image: then an image does not depend on the batch it is made in.
+                One generator, or one per image. With one per image, an image does not depend on the rest of the batch.
             latents (`torch.Tensor` of shape `(batch, channels, latent_height, latent_width)`, *optional*):
-                Bring your own source; nothing is drawn and the prior does not run.
+                Your own source. No noise is drawn, and the prior model does not run.
             prior_latents (`torch.Tensor` of shape `(batch, channels, latent_height / factor, latent_width / factor)`, *optional*):
-                Bring your own coarse latent.
+                Your own coarse latent. The prior model does not run.
             prompt_embeds (`torch.Tensor` of shape `(prompts, text_tokens, caption_channels)`, *optional*), prompt_attention_mask (`torch.Tensor` of shape `(prompts, text_tokens)`, *optional*):
-                What [`encode_prompt`] makes of prompts, instead of `prompt`.
+                The output of [`~LowFreqTextToImagePipeline.encode_prompt`], instead of `prompt`.
             negative_prompt_embeds (`torch.Tensor` of shape `(prompts or 1, text_tokens, caption_channels)`, *optional*), negative_prompt_attention_mask (`torch.Tensor` of shape `(prompts or 1, text_tokens)`, *optional*):
-                The same instead of `negative_prompt`.
+                The same, instead of `negative_prompt`.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"`, `"np"`, `"pt"` or `"latent"`.
             output_prior_images (`bool`, defaults to `False`):
-                Whether to decode the upsampled coarse latent too. For a one-step prior that stops early this takes one more
-                call of it, and its `prior_latents` are good for another call of the pipeline only then.
+                Whether to decode the upsampled coarse latent too. A one-step prior that stops early is called once more for
+                it; only then are its `prior_latents` good for another call of the pipeline.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`LowFreqPipelineOutput`] rather than a tuple.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`):
@@ -362,8 +291,8 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             prior_callback_on_step_end (`Callable`, *optional*), prior_callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("prior_latents",)`):
                 The same for the prior model.
             max_sequence_length (`int`, *optional*):
-                The most tokens of a prompt; by default as many as the encoder takes, and 256 if it knows no limit. What
-                is longer is cut, with a warning.
+                The largest number of tokens of a prompt; by default as many as the encoder takes, or 256 if it has no
+                limit. Longer prompts are cut, with a warning.
 
         Examples:
 
@@ -372,40 +301,10 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
                 The images; as a tuple `(images,)`, or `(images, prior_images)` with `output_prior_images`.
 
         Raises:
-            ValueError: If an argument is not allowed; it is named, with what is.
+            ValueError: If an argument is not allowed. The error names it, and says what is allowed.
         """
         # 1. Inputs
-        self._check_complete()
-        height, width = self._default_size(height, width)
-        unguided = [self._default_guidance_scale(model) for model in (self.transformer, self.prior)]
-        guidance_scale = unguided[0] if guidance_scale is None else guidance_scale
-        prior_guidance_scale = unguided[1] if prior_guidance_scale is None else prior_guidance_scale
-        call = {
-            "height": height,
-            "width": width,
-            "num_inference_steps": num_inference_steps,
-            "prior_num_inference_steps": prior_num_inference_steps,
-            "sigmas": sigmas,
-            "guidance_scale": guidance_scale,
-            "prior_guidance_scale": prior_guidance_scale,
-            "guidance_interval": guidance_interval,
-            "noise_ratio": noise_ratio,
-            "truncate_prior": truncate_prior,
-            "generator": generator,
-            "latents": latents,
-            "prior_latents": prior_latents,
-            "output_type": output_type,
-            "output_prior_images": output_prior_images,
-            "return_dict": return_dict,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": self._tensor_inputs(
-                callback_on_step_end, callback_on_step_end_tensor_inputs
-            ),
-            "prior_callback_on_step_end": prior_callback_on_step_end,
-            "prior_callback_on_step_end_tensor_inputs": self._tensor_inputs(
-                prior_callback_on_step_end, prior_callback_on_step_end_tensor_inputs
-            ),
-        }
+        check_complete(self)
         text = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -416,24 +315,51 @@ class LowFreqTextToImagePipeline(LowFreqBasePipeline):
             "negative_prompt_attention_mask": negative_prompt_attention_mask,
             "max_sequence_length": max_sequence_length,
         }
-        number = self.check_inputs(**text, **call)
-        # A network that takes many steps is guided by a second call; the guidance of a one-step model is folded in
-        scales = ((self.transformer, guidance_scale), (self.prior, prior_guidance_scale))
-        guided = self.guider is not None or any(
-            scale != 1 and model is not None and not getattr(model.config, "use_meanflow", False)
-            for model, scale in scales
-        )
-        if not guided and (negative_prompt or negative_prompt_embeds is not None):
+        check_text_encoder(self)
+        call = Call(
+            check_prompts(self, **text) * num_images_per_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            prior_num_inference_steps=prior_num_inference_steps,
+            sigmas=sigmas,
+            guidance_scale=guidance_scale,
+            prior_guidance_scale=prior_guidance_scale,
+            guidance_interval=guidance_interval,
+            noise_ratio=noise_ratio,
+            truncate_prior=truncate_prior,
+            generator=generator,
+            latents=latents,
+            prior_latents=prior_latents,
+            output_type=output_type,
+            output_prior_images=output_prior_images,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            prior_callback_on_step_end=prior_callback_on_step_end,
+            prior_callback_on_step_end_tensor_inputs=prior_callback_on_step_end_tensor_inputs,
+        ).complete(self)
+        check_call(self, call)
+        is_guided = self._is_guided(call)
+        if not is_guided and (negative_prompt or negative_prompt_embeds is not None):
             logger.warning(
                 "`negative_prompt` is ignored: it needs guidance, a `guidance_scale` or `prior_guidance_scale` other than 1, of a "
                 "model of many steps."
             )
 
-        # 2. What the networks are told, and what instead in the second call of guidance
-        text = self.encode_prompt(do_classifier_free_guidance=guided, **text)
+        # 2. The inputs of the networks, with the prompt and with the negative prompt
+        text = self.encode_prompt(do_classifier_free_guidance=is_guided, **text)
         text = [x if x is None else x.to(self._flow_device) for x in text]
         names = ("encoder_hidden_states", "encoder_attention_mask")
         condition, unconditional = dict(zip(names, text[:2])), dict(zip(names, text[2:]))
 
         # 3. Coarse latent, source, flow, image
-        return self._generate(number * num_images_per_prompt, condition, unconditional if guided else None, **call)
+        return self.generate(call, condition, unconditional if is_guided else None)
+
+    def _is_guided(self, call: Call) -> bool:
+        """Whether the negative prompt guides a network: one of many steps, since a one-step model has guidance folded in."""
+        scales = ((self.transformer, call.guidance_scale), (self.prior, call.prior_guidance_scale))
+        return self.guider is not None or any(
+            scale != 1 and model is not None and not getattr(model.config, "use_meanflow", False)
+            for model, scale in scales
+        )

@@ -12,12 +12,14 @@ from diffusers.models import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging, replace_example_docstring
 
-from ..autoencoding import encode_images
+from ..autoencoding import encode_images, image_channels
+from ..guards.values import check_count
 from ..images import prepare_images
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 from .base import LowFreqBasePipeline
 from .class_labels import ClassLabelsMixin
+from .inputs import Call, check_call, check_complete, check_size, check_solvers
 from .pipeline_output import LowFreqPipelineOutput
 
 
@@ -43,23 +45,23 @@ class LowFreqUpscalePipeline(ClassLabelsMixin, LowFreqBasePipeline):
     r"""
     Add detail to a coarse picture, with the flow of a low-frequency pipeline (arXiv 2606.04092).
 
-    The picture, of any size, is brought to full size, encoded and projected to the coarse latent, which takes the place of
-    the prior model's; the scheduler makes the source of it, upsampled and mixed with Gaussian noise, and the flow refines
-    that. Each noise gives another detail to the same layout.
+    The picture, of any size, is resized to full size, encoded, and projected to a coarse latent. No prior model runs. The
+    scheduler upsamples the coarse latent and mixes it with Gaussian noise, which makes the source, and the flow refines it.
+    Each draw of the noise adds different detail to the same layout.
 
-    It loads from every saved low-frequency pipeline; a prior model in there is not read.
+    It loads from every saved low-frequency pipeline, without its prior model.
 
     Args:
         transformer ([`LowFreqTransformer2DModel`]):
             The flow.
         scheduler ([`LowFreqFlowMatchScheduler`]):
-            Makes the source (projection, factor and noise ratio are its configuration) and steps the flow.
+            Makes the source, by the projection, factor and noise ratio of its configuration, and steps the flow.
         vae (`AutoencoderKL`, `AutoencoderDC`, `AutoencoderTiny`, *optional*):
-            The autoencoder; without one the flow works on pixels in [-1, 1].
+            The autoencoder. Without one, the flow works on pixels in [-1, 1].
         id2label (`dict[int, str]`, *optional*):
             Class names.
         guider (`BaseGuidance`, *optional*):
-            One of diffusers' guiders, instead of `guidance_scale`.
+            A guider of diffusers, instead of `guidance_scale`.
 
     Raises:
         ValueError: If `scheduler` cannot make the source.
@@ -67,11 +69,11 @@ class LowFreqUpscalePipeline(ClassLabelsMixin, LowFreqBasePipeline):
 
     model_cpu_offload_seq = "transformer->vae"
     _optional_components = ["vae", "guider"]
-    prior = prior_scheduler = None  # the picture takes their place
+    prior = prior_scheduler = None  # the coarse latent comes from the picture
 
     def __init__(
         self,
-        # `from_pipe` hands a model on only if its very class stands here, a subclass of `ModelMixin` is not enough
+        # `from_pipe` passes a model on only if its exact class is listed here; `ModelMixin` alone is not enough
         transformer: LowFreqTransformer2DModel | ModelMixin,
         scheduler: LowFreqFlowMatchScheduler,
         vae: AutoencoderKL | AutoencoderDC | AutoencoderTiny | ModelMixin | None = None,
@@ -87,9 +89,8 @@ class LowFreqUpscalePipeline(ClassLabelsMixin, LowFreqBasePipeline):
     def prepare_image(
         self, image: PipelineImageInput, height: int, width: int, resize_mode: str | None = None
     ) -> torch.Tensor:
-        """Bring pictures of any size to the size and the range of the autoencoder, see [`images.prepare_images`]."""
-        channels = self.transformer.config.in_channels if self.vae is None else self.vae.config.in_channels
-        return prepare_images(image, height, width, channels, resize_mode)
+        """Resize pictures of any size to the size and the range of the autoencoder, see [`images.prepare_images`]."""
+        return prepare_images(image, height, width, image_channels(self.vae, self.transformer), resize_mode)
 
     # ------------------------------------------------------------------------------------------------ the call
 
@@ -118,101 +119,90 @@ class LowFreqUpscalePipeline(ClassLabelsMixin, LowFreqBasePipeline):
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-                The pictures: of any size, each of its own in a list. PIL images may have any mode; transparency is laid on
-                white. Arrays `(height, width, channels)` and tensors `(channels, height, width)`, with a batch before these
-                or not, hold numbers in [0, 1], or bytes.
+                The pictures, of any size; those of a list may differ in size. PIL images may have any mode, and transparency
+                becomes white. Arrays have the shape `(height, width, channels)` and tensors `(channels, height, width)`,
+                with or without a batch dimension, and hold numbers in [0, 1], or bytes.
             class_labels (`int`, `str`, a list of them, or `torch.Tensor` of shape `(batch,)`, *optional*):
-                What the pictures show, by number or by name: one for all, or one for each; omitted, nothing in particular.
+                The classes of the pictures, by number or by name: one for all, or one for each. Omitted: no particular class.
             height (`int`, *optional*), width (`int`, *optional*):
-                Size in pixels, by default the one that the model was trained on.
+                Size in pixels; by default the size that the model was trained on.
             strength (`float`, *optional*):
-                The share of noise in the source, within the range that the model was trained for: the more, the freer the
-                detail. The scheduler's own `noise_ratio` when omitted.
+                The share of noise in the source, within the range that the model was trained for. More noise gives more
+                freedom to the detail. The `noise_ratio` of the scheduler when omitted.
             num_inference_steps (`int`, defaults to `4`):
                 Steps of the flow.
             guidance_scale (`float`, *optional*):
-                Classifier-free guidance, `uncond + scale * (cond - uncond)`; 1, which is without, when omitted. A one-step
-                model has its guidance folded in, which is then the default and costs no second call.
+                Classifier-free guidance, `uncond + scale * (cond - uncond)`. When omitted it is 1, which is no guidance. A
+                one-step model has guidance folded in, without a second pass, and its scale is then the default.
             num_images_per_prompt (`int`, defaults to `1`):
                 Variations of each picture.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                One generator, or one per image that is made: then an image does not depend on the batch it is made in.
+                One generator, or one per generated image. With one per image, an image does not depend on the rest of the
+                batch.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"`, `"np"`, `"pt"` or `"latent"`.
             output_prior_images (`bool`, defaults to `False`):
-                Whether to decode the upsampled coarse latent too: what is left of the picture before there is detail.
+                Whether to decode the upsampled coarse latent too: the picture without detail.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`LowFreqPipelineOutput`] rather than a tuple.
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`list[str]`, defaults to `("latents",)`):
                 Called as `callback(pipe, step, timestep, {name: tensor})` after every step.
             resize_mode (`str`, *optional*):
-                What to do with a picture of another aspect than `height` and `width`: `"crop"` cuts off what is too much,
-                `"fill"` repeats the border, `"default"` squeezes, as in diffusers' image processors. Omitted, it is refused.
+                What to do with a picture whose aspect ratio is not that of `height` and `width`: `"crop"` cuts it, `"fill"`
+                repeats its border, `"default"` squeezes it, as in diffusers' image processors. Omitted, it is refused.
 
         Examples:
 
         Returns:
             [`LowFreqPipelineOutput`] or `tuple`:
-                The images, all variations of the first picture first; as a tuple `(images,)`, or `(images, prior_images)`
-                with `output_prior_images`.
+                The images, with all variations of the first picture first; as a tuple `(images,)`, or
+                `(images, prior_images)` with `output_prior_images`.
 
         Raises:
-            ValueError: If an argument is not allowed; it is named, with what is.
+            ValueError: If an argument is not allowed. The error names it, and says what is allowed.
         """
         # 1. Inputs
-        self._check_complete()
-        self._check_count("num_images_per_prompt", num_images_per_prompt)
-        self._check_schedulers()
+        check_complete(self)
+        check_count("num_images_per_prompt", num_images_per_prompt)
+        check_solvers(self)
         if strength is not None:
-            self.scheduler.check_noise_ratio(strength, "strength")
-        height, width = self._default_size(height, width)
-        self._check_size(height, width)
+            self.scheduler.alpha(strength, "strength")
+        height = self.default_size[0] if height is None else height
+        width = self.default_size[1] if width is None else width
+        check_size(self, height, width)
         ids = self.get_label_ids(class_labels) if class_labels is not None else None
         image = self.prepare_image(image, height, width, resize_mode)
         if ids is not None and len(ids) not in (1, len(image)):
             raise ValueError(
                 f"`class_labels` must be one, or one for each of the {len(image)} pictures, got {len(ids)}."
             )
-        unguided = self._default_guidance_scale(self.transformer)
-        guidance_scale = unguided if guidance_scale is None else guidance_scale
 
-        # 2. The coarse latents of the pictures, in place of the prior model's
-        image = image.to(self._flow_device)
-        sample = encode_images(self.vae, image) if self.vae is not None else image
+        # 2. The coarse latents of the pictures
+        sample = encode_images(self.vae, image.to(self._flow_device))
         prior_latents = self.scheduler.projection.downsample(sample.to(self.transformer.dtype))
-        prior_latents = prior_latents.repeat_interleave(num_images_per_prompt, dim=0)
-        call = {
-            "height": height,
-            "width": width,
-            "num_inference_steps": num_inference_steps,
-            "prior_num_inference_steps": 1,
-            "sigmas": None,
-            "guidance_scale": guidance_scale,
-            "prior_guidance_scale": 1.0,
-            "guidance_interval": (0.0, 1.0),
-            "noise_ratio": strength,
-            "truncate_prior": None,
-            "generator": generator,
-            "latents": None,
-            "prior_latents": prior_latents,
-            "output_type": output_type,
-            "output_prior_images": output_prior_images,
-            "return_dict": return_dict,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": self._tensor_inputs(
-                callback_on_step_end, callback_on_step_end_tensor_inputs
-            ),
-            "prior_callback_on_step_end": None,
-            "prior_callback_on_step_end_tensor_inputs": (),
-        }
-        self.check_inputs(len(prior_latents), **call)
-        if ids is None and guidance_scale != unguided:
+        call = Call(
+            len(image) * num_images_per_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            noise_ratio=strength,
+            generator=generator,
+            prior_latents=prior_latents.repeat_interleave(num_images_per_prompt, dim=0),
+            output_type=output_type,
+            output_prior_images=output_prior_images,
+            return_dict=return_dict,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+        ).complete(self)
+        check_call(self, call)
+        if ids is None and call.asks_for_guidance(self):
             logger.warning("`guidance_scale` is ignored: there are no `class_labels`.")
 
-        # 3. What the flow is told, and what instead in the second call of guidance
+        # 3. The inputs of the flow, with the labels and without them
         if ids is not None and len(ids) == 1:
             ids = ids * len(image)
         condition, unconditional = self.encode_labels(ids, num_images_per_prompt, self._flow_device)
 
         # 4. Source, flow, image
-        return self._generate(len(prior_latents), condition, unconditional, **call)
+        return self.generate(call, condition, unconditional)

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""What a scheduler of diffusers is to a flow: no attribute says it, names and configurations do."""
+"""Which schedulers of diffusers sample a flow, and which draw noise: read from names and configurations, for lack of an attribute."""
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -12,7 +12,7 @@ def is_flow_sampler(scheduler: SchedulerMixin) -> bool:
 
 
 def redraws_noise(scheduler: SchedulerMixin) -> bool:
-    """Whether a scheduler draws noise in its steps: from a source that is not pure noise it would leave the path."""
+    """Whether a scheduler draws noise in its steps. From a source that is not pure noise, that leaves the path of the flow."""
     name, config = type(scheduler).__name__, scheduler.config
     return (
         any(part in name for part in ("LCM", "Ancestral", "SASolver", "SDE"))

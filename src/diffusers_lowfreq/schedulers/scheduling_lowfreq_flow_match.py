@@ -11,33 +11,104 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from ..guards.values import (
+    MAX_COUNT,
+    check_choice,
+    check_count,
+    check_flag,
+    check_number,
+    check_rising_pair,
+    check_setting,
+    is_number,
+)
 from ..guards.versions import VersionedConfigMixin
 from ..projections import LowFrequencyProjection
 
 
-MAX_COUNT = 1_000_000  # of steps, and of images for a prompt: float32 tells hardly more levels apart
+SOURCE = (
+    "projection",
+    "factor",
+    "projection_basis",
+    "noise_ratio",
+    "noise_ratio_range",
+)  # the settings that define it
 
-# Settings of other flow-matching schedulers that change the trajectory and that this one does not have.
+# Settings of other flow-matching schedulers that change the trajectory. This one lacks them, so it refuses them.
 _REFUSED = ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling")
 
 
 def _shape(x) -> tuple[int, ...] | None:
-    """The shape of a floating point tensor; of anything else there is none."""
+    """Return the shape of a floating point tensor, and `None` for anything else."""
     return tuple(x.shape) if isinstance(x, torch.Tensor) and x.is_floating_point() else None
 
 
 def _time(timestep, device) -> torch.Tensor | None:
-    """Times as a tensor; `None` if they are no numbers."""
+    """Return times as a tensor, or `None` if they are not numbers."""
     try:
         return torch.as_tensor(timestep, dtype=torch.float32, device=device)
     except (OverflowError, RuntimeError, TypeError, ValueError):
         return None
 
 
-def _falls(levels: np.ndarray) -> bool:
-    """Whether levels fall strictly and stay above zero, in float32."""
+def _are_decreasing(levels: np.ndarray) -> bool:
+    """Whether levels are strictly decreasing and above zero in float32."""
     levels = levels.astype(np.float32)
     return bool(levels[-1] > 0 and (np.diff(levels) < 0).all())
+
+
+def _read_levels(name: str, levels, top: float, number: int | None) -> np.ndarray:
+    """Read levels as an array. They must be strictly decreasing in (0, top], and `number` of them if that is given."""
+    given = levels
+    try:
+        levels = torch.as_tensor(levels, dtype=torch.float64, device="cpu").numpy()
+    except (OverflowError, TypeError, ValueError, RuntimeError):
+        levels = np.empty(0)
+    if levels.ndim != 1 or not len(levels) or not (levels[0] <= top and _are_decreasing(levels)):
+        raise ValueError(f"`{name}` must be strictly decreasing numbers in (0, {top:g}], got {given!r}.")
+    if number not in (None, len(levels)):
+        raise ValueError(f"`num_inference_steps` must be the length of `{name}`, {len(levels)}, got {number!r}.")
+    return levels
+
+
+def _read_device(device) -> torch.device | None:
+    try:
+        return device if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`device` must be a device of torch, got {device!r}.") from error
+
+
+def _check_mu(mu):
+    if not is_number(mu) or not abs(mu) < 88:  # beyond 88 the exponential overflows float32
+        raise ValueError(
+            f"`mu` must be passed, a number in (-88, 88), when `use_dynamic_shifting` is True, got {mu!r}."
+        )
+
+
+def _check_step(model_output, timestep, sample):
+    if not _shape(sample) or _shape(sample) != _shape(model_output):
+        raise ValueError(
+            "`model_output` and `sample` must be floating point tensors of one shape, got "
+            f"{_shape(model_output)} and {_shape(sample)}."
+        )
+    if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
+        raise ValueError(f"`timestep` must be one of `scheduler.timesteps`, not an integer index, got {timestep}.")
+
+
+def _read_sigma(timestep, last: int, sample, noise) -> torch.Tensor:
+    """Return the level of a time, or of one for each sample, after a check of what [`scale_noise`] takes."""
+    if not _shape(sample) or _shape(sample) != _shape(noise):
+        raise ValueError(
+            f"`sample` and `noise` must be floating point tensors of one shape, got {_shape(sample)} and {_shape(noise)}."
+        )
+    time = _time(timestep, sample.device)
+    # Numbers on an accelerator are not checked: reading them would wait for it
+    is_known = time is not None and time.device.type == "cpu" and not torch.compiler.is_compiling()
+    is_outside = is_known and not ((0 <= time) & (time <= last)).all()
+    if time is None or time.shape not in ((), (1,), (len(sample),)) or is_outside:
+        raise ValueError(
+            f"`timestep` must be one number from 0 to {last}, or one for each of the {len(sample)} samples, got {timestep}."
+        )
+    return time / last
 
 
 @dataclass
@@ -49,7 +120,7 @@ class LowFreqFlowMatchSchedulerOutput(BaseOutput):
         prev_sample (`torch.Tensor` of shape `(batch, channels, height, width)`):
             The sample at the next, lower level of the schedule.
         pred_original_sample (`torch.Tensor` of shape `(batch, channels, height, width)`):
-            The data that the velocity points at from here, `x - sigma * v`; a preview.
+            A preview of the data: where the velocity points from here, `x - sigma * v`.
     """
 
     prev_sample: torch.Tensor
@@ -60,14 +131,14 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
     r"""
     Flow matching from a low-frequency source (*Optimal Transport Flow Matching by Design*, arXiv 2606.04092).
 
-    The source of a sample `x` is its own coarse version with Gaussian noise (the paper's source, with `T = U∘D`):
+    The source of a sample `x` is the coarse version of `x` itself, mixed with Gaussian noise (`T = U∘D` in the paper):
 
         source = (1 - noise_ratio) * T(x) + noise_ratio * noise
 
-    and the flow runs on the straight line `x_sigma = (1 - sigma) * x + sigma * source`, in diffusers' direction:
-    `sigma = 1` is the source, `sigma = 0` is data, the model predicts `v = source - x` and `timestep = sigma * 1000`.
-    The paper's `t` is `1 - sigma`. `noise_ratio = 1` is ordinary flow matching; there this scheduler steps as
-    `FlowMatchEulerDiscreteScheduler` does, on a grid whose last step is not wasted: `linspace(1, 1 / N, N)`, then 0.
+    The flow runs on the straight line `x_sigma = (1 - sigma) * x + sigma * source`, in the direction of diffusers:
+    `sigma = 1` is the source, `sigma = 0` is data, the model predicts `v = source - x`, and `timestep = sigma * 1000`.
+    The paper's `t` is `1 - sigma`. `noise_ratio = 1` is ordinary flow matching. There the steps are those of
+    `FlowMatchEulerDiscreteScheduler`, on a grid that does not waste its last step: `linspace(1, 1 / N, N)`, then 0.
 
     Args:
         num_train_timesteps (`int`, defaults to `1000`):
@@ -77,7 +148,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         use_dynamic_shifting (`bool`, defaults to `False`):
             Shift the grid by `mu`, passed to [`~LowFreqFlowMatchScheduler.set_timesteps`], instead.
         base_shift (`float`, defaults to `0.5`), max_shift (`float`, defaults to `1.15`):
-            `mu` at `base_image_seq_len` and at `max_image_seq_len` tokens; pipelines interpolate.
+            `mu` at `base_image_seq_len` and at `max_image_seq_len` tokens. Pipelines interpolate between them.
         base_image_seq_len (`int`, defaults to `256`), max_image_seq_len (`int`, defaults to `4096`):
             See above.
         shift_terminal (`float`, *optional*):
@@ -91,11 +162,11 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         noise_ratio (`float`, defaults to `0.5`):
             The share of noise in the source, the paper's alpha, in [0, 1].
         noise_ratio_range (`list[float]`, *optional*):
-            `[lowest, highest]` noise ratio that the model was trained for and is told (its `use_noise_ratio`);
-            omitted, only `noise_ratio` itself is valid.
+            The lowest and highest noise ratio that the model was trained for. It then takes the noise ratio as an input
+            (`use_noise_ratio`). Omitted, only `noise_ratio` itself is valid.
         solver_order (`int`, defaults to `1`):
-            1: Euler, which is also the flow-map step of a one-step model. 2: two-step Adams-Bashforth on the grid's
-            own uneven steps, still one model call a step.
+            1: Euler, which is also the flow-map step of a one-step model. 2: two-step Adams-Bashforth on the uneven steps
+            of the grid, still with one model call per step.
 
     Raises:
         ValueError: If an argument is outside its allowed values.
@@ -125,39 +196,24 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         projection_basis: dict | None = None,
     ):
         for name in ("num_train_timesteps", "base_image_seq_len", "max_image_seq_len"):
-            value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}; the most is {MAX_COUNT}.")
+            check_setting(name, self.config[name], MAX_COUNT)
         if base_image_seq_len == max_image_seq_len:
             raise ValueError(
                 f"`max_image_seq_len` must differ from `base_image_seq_len`, got {max_image_seq_len} for both."
             )
         for name in ("base_shift", "max_shift"):
-            value = self.config[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
-                raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
-        if not isinstance(use_dynamic_shifting, bool):
-            raise ValueError(f"`use_dynamic_shifting` must be True or False, got {use_dynamic_shifting!r}.")
-        if not isinstance(time_shift_type, str) or time_shift_type not in ("exponential", "linear"):
-            raise ValueError(f"`time_shift_type` must be 'exponential' or 'linear', got {time_shift_type!r}.")
-        if type(solver_order) is not int or solver_order not in (1, 2):
-            raise ValueError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
-        if shift_terminal is not None and not (isinstance(shift_terminal, float) and 0 < shift_terminal < 1):
-            raise ValueError(f"`shift_terminal` must be in (0, 1), got {shift_terminal!r}.")
+            check_number(name, self.config[name])
+        check_flag("use_dynamic_shifting", use_dynamic_shifting)
+        check_choice("time_shift_type", time_shift_type, ("exponential", "linear"))
+        check_choice("solver_order", solver_order, (1, 2))
+        if shift_terminal is not None:
+            check_number("shift_terminal", shift_terminal, 0, 1, open="()")
         self.projection = LowFrequencyProjection(projection, factor, projection_basis)
         if noise_ratio_range is not None:
-            if (
-                not isinstance(noise_ratio_range, (list, tuple))
-                or len(noise_ratio_range) != 2
-                or not all(isinstance(bound, (int, float)) for bound in noise_ratio_range)
-                or not 0 <= noise_ratio_range[0] < noise_ratio_range[1] <= 1
-            ):
-                raise ValueError(
-                    f"`noise_ratio_range` must be two increasing numbers in [0, 1], got {noise_ratio_range!r}."
-                )
+            check_rising_pair("noise_ratio_range", noise_ratio_range)
         self.check_noise_ratio(noise_ratio)
         self.set_shift(shift)
-        # Before `set_timesteps` the schedule is the training one, as in diffusers' flow-matching schedulers.
+        # Before `set_timesteps` is called, this is the training schedule, as in diffusers' flow-matching schedulers
         sigmas = np.linspace(1, 1 / num_train_timesteps, num_train_timesteps)
         if not use_dynamic_shifting:
             sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
@@ -170,7 +226,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         Build a scheduler from the configuration of this class or of `FlowMatchEulerDiscreteScheduler`.
 
         Raises:
-            ValueError: If the configuration uses a setting that this scheduler would have to ignore.
+            ValueError: If the configuration uses a setting that this scheduler lacks.
         """
         for key in _REFUSED:
             if (config or {}).get(key) or kwargs.get(key):
@@ -179,25 +235,30 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
-        return [cls]  # as every scheduler is to itself; the mixin would look for its name in diffusers
+        return [cls]  # every scheduler is compatible with itself; the mixin would look for its name in diffusers
 
     # ------------------------------------------------------------------------------------------------ the source
 
     @property
     def source(self) -> dict:
-        """What the source is, as a model was trained for it; `noise_ratio` where there is no range to choose it from."""
-        ratio = "noise_ratio" if self.config.noise_ratio_range is None else "noise_ratio_range"
-        return {k: self.config[k] for k in ("projection", "factor", "projection_basis", ratio)}
+        """The settings that define the source a model was trained for: with `noise_ratio`, or the range if there is one."""
+        unused = "noise_ratio_range" if self.config.noise_ratio_range is None else "noise_ratio"
+        return {name: self.config[name] for name in SOURCE if name != unused}
 
     def check_noise_ratio(self, noise_ratio: float, name: str = "noise_ratio") -> float:
         """
-        Return `noise_ratio` if the source may be made with it; an error calls it by `name`.
+        Return a noise ratio that the model was trained for, as a float.
+
+        Args:
+            noise_ratio (`float`):
+                The noise ratio.
+            name (`str`, defaults to `"noise_ratio"`):
+                The argument that an error names.
 
         Raises:
-            ValueError: If it is outside [0, 1] or outside `noise_ratio_range`, or not the fixed `noise_ratio`.
+            ValueError: If it is outside [0, 1] or `noise_ratio_range`, or differs from the fixed `noise_ratio`.
         """
-        if isinstance(noise_ratio, bool) or not isinstance(noise_ratio, (int, float)) or not 0 <= noise_ratio <= 1:
-            raise ValueError(f"`{name}` must be a number in [0, 1], got {noise_ratio!r}.")
+        check_number(name, noise_ratio, 0, 1)
         allowed = self.config.noise_ratio_range
         if allowed is None and noise_ratio != self.config.noise_ratio:
             raise ValueError(
@@ -208,6 +269,21 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             raise ValueError(f"`{name}` must be in the trained range {list(allowed)}, got {noise_ratio!r}.")
         return float(noise_ratio)
 
+    def alpha(self, noise_ratio: float | None = None, name: str = "noise_ratio") -> float:
+        """
+        Resolve and check the noise ratio of a call, the paper's alpha.
+
+        Args:
+            noise_ratio (`float`, *optional*):
+                The argument of the call; the `noise_ratio` of the configuration when omitted.
+            name (`str`, defaults to `"noise_ratio"`):
+                The argument that an error names.
+
+        Raises:
+            ValueError: If the model was not trained for it, see [`~LowFreqFlowMatchScheduler.check_noise_ratio`].
+        """
+        return self.check_noise_ratio(self.config.noise_ratio if noise_ratio is None else noise_ratio, name)
+
     def make_source(
         self,
         low: torch.Tensor,
@@ -217,8 +293,8 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         r"""
         Make the source from a coarse latent: `(1 - noise_ratio) * U(low) + noise_ratio * noise`.
 
-        At inference `low` comes from the prior model or from the user; in training it is `D(x)`, which is what
-        [`~LowFreqFlowMatchScheduler.make_source_from_sample`] passes.
+        At inference `low` comes from the prior model or from the user. In training it is `D(x)`, see
+        [`~LowFreqFlowMatchScheduler.make_source_from_sample`].
 
         Args:
             low (`torch.Tensor` of shape `(batch, channels, height / factor, width / factor)`):
@@ -226,8 +302,8 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             noise (`torch.Tensor` of shape `(batch, channels, height, width)`):
                 Standard Gaussian noise.
             noise_ratio (`float` or `torch.Tensor` of shape `(batch,)`, *optional*):
-                The paper's alpha, the configuration's `noise_ratio` when omitted; a tensor is for training over a
-                range and is not checked.
+                The paper's alpha; the `noise_ratio` of the configuration when omitted. A tensor is for training over a
+                range, and its numbers are not checked.
 
         Returns:
             `torch.Tensor` of shape `(batch, channels, height, width)`: The state at `sigma = 1`.
@@ -246,7 +322,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
                 raise ValueError(f"`noise_ratio` must have shape ({len(noise)},), got {tuple(noise_ratio.shape)}.")
             alpha = noise_ratio.float().view(-1, *[1] * (noise.ndim - 1))
         else:
-            alpha = self.check_noise_ratio(self.config.noise_ratio if noise_ratio is None else noise_ratio)
+            alpha = self.alpha(noise_ratio)
         return ((1 - alpha) * upsampled + alpha * noise).to(noise.dtype)
 
     def make_source_from_sample(
@@ -273,28 +349,15 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             sample (`torch.Tensor` of shape `(batch, ...)`):
                 Data, the state at `sigma = 0`.
             timestep (`float` or `torch.Tensor` of shape `(batch,)`):
-                Any time between 0 and `num_train_timesteps`; it need not be on the grid.
+                Any time between 0 and `num_train_timesteps`, on the grid or not.
             noise (`torch.Tensor` of the shape of `sample`):
-                The state at `sigma = 1`: the source, not bare noise unless `noise_ratio` is 1. The name is
-                diffusers'.
+                The state at `sigma = 1`. This is the source, which is pure noise only if `noise_ratio` is 1; diffusers
+                calls it `noise`.
 
         Raises:
             ValueError: If the shapes do not fit or a time is outside its range.
         """
-        if not _shape(sample) or _shape(sample) != _shape(noise):
-            raise ValueError(
-                f"`sample` and `noise` must be floating point tensors of one shape, got {_shape(sample)} and {_shape(noise)}."
-            )
-        last = self.config.num_train_timesteps
-        time = _time(timestep, sample.device)
-        # On an accelerator the numbers are not looked at, which would wait for it
-        is_known = time is not None and time.device.type == "cpu" and not torch.compiler.is_compiling()
-        is_outside = is_known and not ((0 <= time) & (time <= last)).all()
-        if time is None or time.shape not in ((), (1,), (len(sample),)) or is_outside:
-            raise ValueError(
-                f"`timestep` must be one number from 0 to {last}, or one for each of the {len(sample)} samples, got {timestep}."
-            )
-        sigma = time / last
+        sigma = _read_sigma(timestep, self.config.num_train_timesteps, sample, noise)
         sigma = sigma.view(-1, *[1] * (sample.ndim - 1))
         return ((1 - sigma) * sample + sigma * noise).to(sample.dtype)
 
@@ -314,9 +377,8 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         return self._shift
 
     def set_shift(self, shift: float):
-        """Set the constant `shift` (a positive number) of the grids to come."""
-        if isinstance(shift, bool) or not isinstance(shift, (int, float)) or not 0 < shift < math.inf:
-            raise ValueError(f"`shift` must be a positive number, got {shift!r}.")
+        """Set the constant shift, a positive number, of all grids set after this."""
+        check_number("shift", shift, 0, open="(")
         self._shift = shift
 
     def time_shift(self, mu: float, sigma: float, t: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
@@ -333,71 +395,53 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         timesteps: list[float] | None = None,
     ):
         """
-        Set the grid of levels. By default `linspace(1, 1 / N, N)`, shifted, then 0: N steps are really N steps.
+        Set the grid of levels: by default `linspace(1, 1 / N, N)`, shifted, then 0. N steps are N model calls.
 
         Args:
             num_inference_steps (`int`, *optional*):
-                The number of steps, and of model calls, N.
+                The number of steps N.
             device (`str` or `torch.device`, *optional*):
                 Where the schedule lives.
             sigmas (`list[float]`, *optional*):
-                The levels before the shift, strictly decreasing in (0, 1]; the final 0 is added.
+                The levels before the shift, strictly decreasing in (0, 1]. The final 0 is added.
             mu (`float`, *optional*):
                 The amount of dynamic shifting, required with `use_dynamic_shifting`.
             timesteps (`list[float]`, *optional*):
-                The final timesteps, instead of `sigmas`; they are not shifted.
+                The final timesteps instead of `sigmas`. They are not shifted.
 
         Raises:
-            ValueError: If the arguments disagree or are outside their allowed values.
+            ValueError: If an argument is not allowed, or does not fit the others.
         """
         if sigmas is not None and timesteps is not None:
             raise ValueError("Pass `sigmas` or `timesteps`, not both.")
-        # Beyond 88 the exponential is no float32
-        is_number = isinstance(mu, (int, float)) and not isinstance(mu, bool) and abs(mu) < 88
-        if self.config.use_dynamic_shifting and timesteps is None and not is_number:
-            raise ValueError(
-                f"`mu` must be passed, a number in (-88, 88), when `use_dynamic_shifting` is True, got {mu!r}."
-            )
-        try:
-            device = device if device is None else torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"`device` must be a device of torch, got {device!r}.") from error
-        given = sigmas if sigmas is not None else timesteps
-        if given is None:
-            is_integer = isinstance(num_inference_steps, (int, np.integer))
-            if not is_integer or isinstance(num_inference_steps, bool) or not 1 <= num_inference_steps <= MAX_COUNT:
-                raise ValueError(
-                    f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}; the most is {MAX_COUNT}."
-                )
-            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        is_shifted = timesteps is None
+        if self.config.use_dynamic_shifting and is_shifted:
+            _check_mu(mu)
+        device = _read_device(device)
+        if sigmas is not None:
+            sigmas = _read_levels("sigmas", sigmas, 1.0, num_inference_steps)
+        elif timesteps is not None:
+            last = float(self.config.num_train_timesteps)
+            sigmas = _read_levels("timesteps", timesteps, last, num_inference_steps) / last
         else:
-            name, top = (
-                ("sigmas", 1.0) if sigmas is not None else ("timesteps", float(self.config.num_train_timesteps))
-            )
-            try:
-                levels = torch.as_tensor(given, dtype=torch.float64, device="cpu").numpy()
-            except (OverflowError, TypeError, ValueError, RuntimeError):
-                levels = np.empty(0)
-            if levels.ndim != 1 or not len(levels) or not (levels[0] <= top and _falls(levels)):
-                raise ValueError(f"`{name}` must be strictly decreasing numbers in (0, {top:g}], got {given!r}.")
-            if num_inference_steps not in (None, len(levels)):
-                raise ValueError(
-                    f"`num_inference_steps` must be the length of `{name}`, {len(levels)}, got "
-                    f"{num_inference_steps!r}."
-                )
-            sigmas = levels / top
-        if timesteps is None:
-            if self.config.use_dynamic_shifting:
-                sigmas = self.time_shift(mu, 1.0, sigmas)
-            else:
-                sigmas = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
-            if self.config.shift_terminal is not None and sigmas[-1] < 1:
-                sigmas = 1 - (1 - sigmas) * (1 - self.config.shift_terminal) / (1 - sigmas[-1])
-            if not (sigmas[0] < 1 + 1e-6 and _falls(sigmas)):
-                name, value = ("mu", mu) if self.config.use_dynamic_shifting else ("shift", self.shift)
-                raise ValueError(f"`{name}` must leave levels that float32 can tell apart, got {value!r}.")
+            check_count("num_inference_steps", num_inference_steps)
+            sigmas = np.linspace(1, 1 / num_inference_steps, num_inference_steps)
+        sigmas = self._shift_levels(sigmas, mu) if is_shifted else sigmas
         self.num_inference_steps = len(sigmas)
         self._set_schedule(sigmas, device)
+
+    def _shift_levels(self, sigmas: np.ndarray, mu: float | None) -> np.ndarray:
+        """Shift levels as the configuration says, by `mu` if that is dynamic."""
+        if self.config.use_dynamic_shifting:
+            sigmas = self.time_shift(mu, 1.0, sigmas)
+        else:
+            sigmas = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
+        if self.config.shift_terminal is not None and sigmas[-1] < 1:
+            sigmas = 1 - (1 - sigmas) * (1 - self.config.shift_terminal) / (1 - sigmas[-1])
+        if not (sigmas[0] < 1 + 1e-6 and _are_decreasing(sigmas)):
+            name, value = ("mu", mu) if self.config.use_dynamic_shifting else ("shift", self.shift)
+            raise ValueError(f"`{name}` must leave levels that float32 can tell apart, got {value!r}.")
+        return sigmas
 
     def _set_schedule(self, sigmas: np.ndarray, device):
         sigmas = torch.from_numpy(sigmas).to(dtype=torch.float32, device=device)
@@ -409,7 +453,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
 
     @property
     def step_index(self) -> int | None:
-        """The index of the step to come; it grows by one with every step."""
+        """The index of the next step."""
         return self._step_index
 
     @property
@@ -418,16 +462,15 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0):
-        """Set the index of the first step; a pipeline that does saves a look-up and a synchronisation."""
-        if isinstance(begin_index, bool) or not isinstance(begin_index, (int, np.integer)) or begin_index < 0:
-            raise ValueError(f"`begin_index` must be an integer from 0 on, got {begin_index!r}.")
+        """Set the index of the first step, which saves a look-up and a synchronisation."""
+        check_count("begin_index", begin_index, least=0)
         self._begin_index = begin_index
 
     def index_for_timestep(
         self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
     ) -> int:
         """
-        Find a timestep in the schedule, by distance rather than by equality of floats.
+        Find the index of the nearest timestep in the schedule.
 
         Raises:
             ValueError: If no timestep of the schedule is near `timestep`.
@@ -464,20 +507,14 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
             sample (`torch.Tensor` of shape `(batch, channels, height, width)`):
                 The state at `timestep`.
             generator (`torch.Generator`, *optional*):
-                Unused, since nothing is drawn; here for code that passes it to every scheduler.
+                Unused: the step draws nothing. Some pipelines pass it to every scheduler.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`LowFreqFlowMatchSchedulerOutput`] rather than a tuple `(prev_sample,)`.
 
         Raises:
-            ValueError: If the shapes differ, `timestep` is an integer index or not in the schedule, or that is used up.
+            ValueError: If the shapes differ, `timestep` is an index or not in the schedule, or no step is left.
         """
-        if not _shape(sample) or _shape(sample) != _shape(model_output):
-            raise ValueError(
-                "`model_output` and `sample` must be floating point tensors of one shape, got "
-                f"{_shape(model_output)} and {_shape(sample)}."
-            )
-        if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
-            raise ValueError(f"`timestep` must be one of `scheduler.timesteps`, not an integer index, got {timestep}.")
+        _check_step(model_output, timestep, sample)
         if self._step_index is None:
             self._step_index = (
                 self._begin_index if self._begin_index is not None else self.index_for_timestep(timestep)

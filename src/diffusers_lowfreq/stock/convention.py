@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""How somebody else's pipeline calls its network: read off its own call, not written down for each family."""
+"""How a stock pipeline calls its transformer: observed in a call of the pipeline, not written down for each family."""
 
 import copy
 import functools
@@ -11,12 +11,13 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ..autoencoding import latent_channels
 from .latents import cast_given_latents, latent_size, pack_latents
-from .start import plain_scheduler
+from .plain_scheduler import plain_scheduler
 
 
-class _Seen(Exception):
-    """Ends a call of a pipeline once its network has been asked."""
+class _ConditionFound(Exception):
+    """Ends the call of a pipeline after the first call of its transformer."""
 
 
 @dataclass
@@ -24,18 +25,18 @@ class CallingConvention:
     """
     How a flow pipeline calls its transformer.
 
-    A model of level `s` in (0, 1] predicts the velocity `noise - data` as `sign * transformer(x, offset + scale * s)`; stock
-    models differ in the unit of time (1000, 1, or another), Lumina 2 counts from data and turns the sign.
+    The velocity `noise - data` at the level `s` in (0, 1] is `sign * transformer(x, offset + scale * s)`. Stock models differ
+    in the unit of time (1000, 1, or another). Lumina 2 counts time from the data, and its sign is negative.
 
     Args:
         sample_name (`str`), time_name (`str`):
-            What the transformer calls its sample and its time.
+            The names of the sample and the time among the inputs of the transformer.
         scale (`float`), offset (`float`):
-            Its time at the level `s`.
+            The time at the level `s` is `offset + scale * s`.
         sign (`int`):
-            Whether its output is the velocity (1) or its negative (-1).
+            1 if the output is the velocity, -1 if it is its negative.
         per_sample (`tuple[str, ...]`):
-            The further inputs that have a row for each image; the others are shared by all of one size.
+            The further inputs that have a row for each image. All images of one size share the others.
     """
 
     sample_name: str
@@ -53,13 +54,13 @@ class CallingConvention:
 
         Args:
             transformer (`torch.nn.Module`):
-                The pipeline's, bare or wrapped.
+                The transformer of the pipeline, wrapped or not.
             sample (`torch.Tensor` of shape `(batch, ...)`):
-                The state, packed as the pipeline has it.
+                The state, packed as by the pipeline.
             level (`torch.Tensor` of shape `(batch,)`):
                 The level `s` of each sample.
             condition (`dict`):
-                What [`read_condition`] gives, with `batch` rows.
+                The output of [`read_condition`], with `batch` rows.
         """
         inputs = {self.sample_name: sample, self.time_name: self.offset + self.scale * level}
         return self.sign * transformer(**inputs, **condition, return_dict=False)[0]
@@ -68,7 +69,7 @@ class CallingConvention:
         """
         Turn the transformer into the flow from a low-frequency source, in the units of our objectives.
 
-        At `sigma` of that flow the state holds noise of the level `s = noise_ratio * sigma`, and `dx/dsigma` is
+        The state of that flow at `sigma` has the noise level `s = noise_ratio * sigma`, and `dx/dsigma` is
         `noise_ratio * dx/ds`.
 
         Returns:
@@ -84,11 +85,11 @@ class CallingConvention:
 
 def read_condition(pipe: DiffusionPipeline, height: int, width: int, **call) -> dict:
     """
-    Have a pipeline encode its prompts, and return what its transformer is told beside sample and time.
+    Let a pipeline encode its prompts, and return the inputs of its transformer other than sample and time.
 
     Args:
         pipe (`DiffusionPipeline`):
-            A flow pipeline; its guidance is off here.
+            A flow pipeline. Its guidance is switched off.
         height (`int`), width (`int`):
             Size of the images in pixels.
         call:
@@ -101,12 +102,12 @@ def read_condition(pipe: DiffusionPipeline, height: int, width: int, **call) -> 
 
     def watch(transformer, args, kwargs):
         condition.update(_arguments(transformer, args, kwargs)[-1])
-        raise _Seen
+        raise _ConditionFound
 
     hook = pipe.transformer.register_forward_pre_hook(watch, with_kwargs=True)
     try:
         _call(pipe, height, width, [0.5], call)
-    except _Seen:
+    except _ConditionFound:
         return condition
     finally:
         hook.remove()
@@ -115,26 +116,27 @@ def read_condition(pipe: DiffusionPipeline, height: int, width: int, **call) -> 
 
 def read_convention(pipe: DiffusionPipeline, height: int, width: int, **call) -> CallingConvention:
     """
-    Find out how a pipeline calls its transformer, by three steps of its own call at known levels.
+    Find out how a pipeline calls its transformer, from three steps at known levels.
 
     Args:
         pipe (`DiffusionPipeline`), height (`int`), width (`int`), call:
-            As in [`read_condition`]; a prompt or a label of one image.
+            As in [`read_condition`], with the prompt or label of one image.
 
     Raises:
-        ValueError: If the call is none of a plain flow model: another number of network calls than steps, a time that is
-            no straight line in the level, a sample that is not the state, other inputs that change with the level, an output
-            that is neither the velocity nor its negative.
+        ValueError: If it is not the call of a plain flow model: the number of network calls differs from that of the steps,
+            the time is not linear in the level, the sample is not the state, other inputs change with the level, or the
+            output is neither the velocity nor its negative.
     """
-    levels, names, times, told, inputs, outputs, steps = [1.0, 0.5, 0.25], [], [], [], [], [], []  # exact in bfloat16
+    levels = [1.0, 0.5, 0.25]  # exact in bfloat16
+    names, times, samples, conditions, outputs, steps = [], [], [], [], [], []
     name = type(pipe).__name__
 
     def watch(transformer, args, kwargs, output):
         sample_name, time_name, sample, time, others = _arguments(transformer, args, kwargs)
         names.append((sample_name, time_name))
         times.append(float(time.flatten()[0]))
-        inputs.append(sample.detach())
-        told.append(others)
+        samples.append(sample.detach())
+        conditions.append(others)
         outputs.append((output[0] if isinstance(output, tuple) else output.sample).detach())
 
     hook = pipe.transformer.register_forward_hook(watch, with_kwargs=True)
@@ -150,22 +152,20 @@ def read_convention(pipe: DiffusionPipeline, height: int, width: int, **call) ->
     scale = float(f"{slope:.5g}")  # the pipelines count in float32
     offset = round((times[0] - scale * levels[0]) / abs(scale or 1), 4) * abs(scale)
     if abs(offset + scale * levels[1] - times[1]) > 1e-2 * abs(scale) or not scale:  # half precision rounds times
-        raise ValueError(
-            f"`pipe` must tell its `transformer` a time that is a straight line in the level, got {times}."
-        )
+        raise ValueError(f"`pipe` must give its `transformer` a time that is linear in the level, got {times}.")
     if not any(output.any() for output in outputs):
         raise ValueError(f"`pipe` must have a trained `transformer`, that of this {name} predicts zero everywhere.")
-    for sample, (_, state) in zip(inputs, steps):
+    for sample, (_, state) in zip(samples, steps):
         if sample.shape != state.shape or not torch.equal(sample, state.to(sample.dtype)):
             raise ValueError(
                 f"`pipe` must give its `transformer` the state of its scheduler, a {name} gives it another."
             )
-    for key in {key for others in told for key in others}:
-        values = [others.get(key) for others in told]
+    for key in {key for condition in conditions for key in condition}:
+        values = [condition.get(key) for condition in conditions]
         is_tensor = all(isinstance(value, torch.Tensor) for value in values)
         if not all(torch.equal(v, values[0]) if is_tensor else v == values[0] for v in values):
             raise ValueError(
-                f"`pipe` must tell its `transformer` the same at all levels, the `{key}` of a {name} changes."
+                f"`pipe` must give its `transformer` the same inputs at all levels, the `{key}` of a {name} changes."
             )
     for sign in (1, -1):
         if all(
@@ -187,7 +187,7 @@ def _rows(condition: dict) -> dict[str, int]:
 
 
 def _arguments(transformer, args, kwargs) -> tuple[str, str, torch.Tensor, torch.Tensor, dict]:
-    """Return what the sample and the time are called, both, and the other inputs that are given."""
+    """Return the names of the sample and the time, the sample, the time, and the other inputs."""
     forward = inspect.signature(inspect.unwrap(type(transformer).forward))
     _, (sample_name, sample), *others = forward.bind(transformer, *args, **kwargs).arguments.items()
     inputs = {k: v for k, v in others if k != "return_dict" and v is not None and not (isinstance(v, dict) and not v)}
@@ -195,24 +195,24 @@ def _arguments(transformer, args, kwargs) -> tuple[str, str, torch.Tensor, torch
     if not isinstance(sample, torch.Tensor) or time_name not in inputs:
         raise ValueError(
             f"`pipe` must give its `transformer` the samples in one tensor, with a time: a {type(transformer).__name__} takes "
-            "them otherwise."
+            "them in another way."
         )
     return sample_name, time_name, sample, inputs.pop(time_name), inputs
 
 
 def _call(pipe, height, width, levels, call, steps=None):
-    """Run the pipeline's own call without guidance over `levels`, from zeros; keep what its scheduler steps by."""
-    takes = inspect.signature(type(pipe).__call__).parameters
-    if "guidance_scale" in takes and not pipe.transformer.config.get("guidance_embeds"):
+    """Call the pipeline over `levels`, without guidance; append the velocity and the state of each step to `steps`."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "guidance_scale" in parameters and not pipe.transformer.config.get("guidance_embeds"):
         call = {"guidance_scale": 1.0} | call
-    if "use_resolution_binning" in takes:
+    if "use_resolution_binning" in parameters:
         call = {"use_resolution_binning": False} | call
     count = call.get("num_images_per_prompt", 1)
-    channels = pipe.transformer.config.in_channels if pipe.vae is None else pipe.vae.config.latent_channels
+    channels = latent_channels(pipe.vae, pipe.transformer)
     prompts = call.get("prompt", call.get("class_labels"))
     if isinstance(prompts, (list, tuple, torch.Tensor)):
         count *= len(prompts)
-    # Not zeros, where many a network has an output of zero too
+    # Not zeros, for which many networks predict zero
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((1, channels, *latent_size(pipe, height, width)), generator=generator)
     latents = pack_latents(pipe, latents.expand(count, -1, -1, -1).to(pipe._execution_device).contiguous())

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The latents of somebody else's pipeline: their size, and the form in which its call takes them."""
+"""The latents of a stock pipeline: their size, and the form in which its call takes them."""
 
 import functools
 import inspect
@@ -8,6 +8,7 @@ import torch
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ..guards.values import is_integer
 from ..images import check_pixels
 
 
@@ -19,18 +20,18 @@ def latent_size(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, 
     Compute the height and width of the latents for images of `height` times `width` pixels.
 
     Raises:
-        ValueError: If the autoencoder's factor (twice that, where latents are packed two by two) does not divide them.
+        ValueError: If the factor of the autoencoder does not divide them, or twice the factor if latents are packed.
     """
     step = pipe.vae_scale_factor * (2 if hasattr(pipe, "_pack_latents") else 1)
     for name, value in (("height", height), ("width", width)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % step:
+        if not is_integer(value) or value < 1 or value % step:
             raise ValueError(f"`{name}` must be a positive multiple of {step} for a {_name(pipe)}, got {value!r}.")
     check_pixels(height, width)
     return height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
 
 
 def pack_latents(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
-    """Bring latents `(batch, channels, height, width)` into the form of the pipeline's `latents`, as FLUX packs them."""
+    """Pack latents `(batch, channels, height, width)` as the `latents` of a pipeline such as FLUX."""
     if not hasattr(pipe, "_pack_latents"):
         return latents
     if tuple(inspect.signature(pipe._pack_latents).parameters) != PACKS:
@@ -39,14 +40,14 @@ def pack_latents(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor
 
 
 def unpack_latents(pipe: DiffusionPipeline, latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Undo [`pack_latents`]; `height` and `width` are those of the image, in pixels."""
+    """Undo [`pack_latents`] for images of `height` times `width` pixels."""
     if not hasattr(pipe, "_pack_latents"):
         return latents
     return pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
 
 
 def cast_given_latents(pipe: DiffusionPipeline):
-    """Have `prepare_latents` take given latents in the type that it would draw them in, which not every pipeline does."""
+    """Make `prepare_latents` cast given latents to the type in which it draws them; not every pipeline does."""
     prepare = getattr(pipe, "prepare_latents", None)
     parameters = inspect.signature(prepare).parameters if prepare is not None else {}
     if not {"latents", "dtype"} <= set(parameters):
