@@ -330,6 +330,10 @@ class Run:
         group = f"{self.title}/" if self.title else ""
         self.accelerator.log({group + k: v for k, v in values.items()}, step=self.step)
 
+    def write(self, text: str):
+        """Print a line above the progress bar."""
+        self._progress.write(text)
+
     # -------------------------------------------------------------------------------------------------------- after
 
     def finish(self, keep: bool = True) -> torch.nn.Module | None:
