@@ -38,7 +38,6 @@ from diffusers_lowfreq.training import (
     Run,
     check_engine,
     check_processes,
-    load_images,
     machine_kind,
     make_accelerator,
     make_adamw,
@@ -47,6 +46,7 @@ from diffusers_lowfreq.training import (
 )
 from diffusers_lowfreq.training import options as opt
 from diffusers_lowfreq.training.conditions import EncodedConditions
+from diffusers_lowfreq.training.data.images import open_images
 from diffusers_lowfreq.training.data.latent_cache import open_latents
 from diffusers_lowfreq.training.data.shards import save_shard
 from diffusers_lowfreq.training.hub import prepare_repository, upload_output
@@ -128,15 +128,8 @@ def load_data(args, pipe):
         raise ValueError(
             f"`caption_column` and `instance_prompt` must be left out: a {type(pipe).__name__} takes labels."
         )
-    images = load_images(
-        args.dataset_name,
-        args.train_data_dir,
-        resolution=args.resolution,
-        dataset_config_name=args.dataset_config_name,
-        image_column=args.image_column,
-        label_column=args.label_column if not is_prompted and pipe.transformer.config.num_classes else None,
-        caption_column=args.caption_column,
-    )
+    label_column = args.label_column if not is_prompted and pipe.transformer.config.num_classes else None
+    images = open_images(args, label_column=label_column, caption_column=args.caption_column)
     if args.instance_prompt is not None:
         images.captions = [[args.instance_prompt]] * len(images)
     return images

@@ -25,11 +25,11 @@ from diffusers_lowfreq.training import (
     Run,
     check_engine,
     check_processes,
-    load_images,
     make_accelerator,
     parse_with_config,
 )
 from diffusers_lowfreq.training import options as opt
+from diffusers_lowfreq.training.data.images import open_images
 from diffusers_lowfreq.training.options import free
 from diffusers_lowfreq.training.validation import measure_psnr
 
@@ -112,13 +112,7 @@ def main(args):
     accelerator = make_accelerator(args)
     check_engine(accelerator, data_parallel_only=True)
     check_resolution(args)
-    images = load_images(
-        args.dataset_name,
-        args.train_data_dir,
-        resolution=args.resolution,
-        image_column=args.image_column,
-        label_column=None,
-    )
+    images = open_images(args, label_column=None)
     check_processes(accelerator, images)
     with accelerator.main_process_first():
         cache = LatentCache.build(images, None, args.cache_dir or f"{args.output_dir}/cache", progress=tqdm)

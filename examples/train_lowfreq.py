@@ -47,7 +47,6 @@ from diffusers_lowfreq.training import (
     check_engine,
     check_processes,
     engine,
-    load_images,
     machine_kind,
     make_accelerator,
     make_adamw,
@@ -57,6 +56,7 @@ from diffusers_lowfreq.training import (
 from diffusers_lowfreq.training import options as opt
 from diffusers_lowfreq.training.conditions import Captions, Labels, Unconditional
 from diffusers_lowfreq.training.data.captions import open_captions
+from diffusers_lowfreq.training.data.images import open_images
 from diffusers_lowfreq.training.data.latent_cache import open_latents
 from diffusers_lowfreq.training.hub import prepare_repository, upload_output
 from diffusers_lowfreq.training.options import Clash, free, refuse_clashes
@@ -69,7 +69,15 @@ from diffusers_lowfreq.training.pairs import (
     PriorPairs,
     SemiDiscretePairs,
 )
-from diffusers_lowfreq.training.start_pipeline import NETWORKS, SOURCE, build_pipeline, load_teacher, trained_parts
+from diffusers_lowfreq.training.start_pipeline import (
+    NETWORKS,
+    SOURCE,
+    build_pipeline,
+    has_start,
+    is_one_step,
+    load_teacher,
+    trained_parts,
+)
 from diffusers_lowfreq.training.validation import validate_pipeline
 
 
@@ -88,14 +96,6 @@ FROM_PIPELINE_ONLY = ["conditional", "pretrained_vae_model_name_or_path", "vae_s
 FROM_PIPELINE_ONLY += ["pretrained_prior_model_name_or_path", "prior_subfolder", "transformer_size", "patch_size"]
 FROM_PIPELINE_ONLY += ["projection", "factor", "noise_ratio", "noise_ratio_range", *TEXT_ENCODER]
 FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
-
-
-def is_one_step(args):
-    return args.teacher is not None or args.objective == "mean_flow"
-
-
-def has_start(args):
-    return args.pretrained_model_name_or_path is not None or args.teacher is not None
 
 
 def is_outside(value, bounds):
@@ -282,7 +282,7 @@ def make_objective(part, args, teacher, unconditional=None, device="cpu"):
 
 
 def make_conditions(pipeline, captions, stream, num_classes, args, device):
-    """Return what tells the network of a sample."""
+    """Return what gives the network its labels or captions."""
     if captions is None:
         return Unconditional() if num_classes is None else Labels(num_classes, args.label_dropout)
     texts, empty = captions, captions.embeddings(torch.tensor([captions.empty]), device)
@@ -291,7 +291,7 @@ def make_conditions(pipeline, captions, stream, num_classes, args, device):
     return Captions(texts, args.label_dropout, empty)
 
 
-def make_pairs(part, pipeline, cache, conditions, args, device):
+def make_pairs(part, pipeline, cache, conditions, args, run):
     """Return what pairs sources with samples."""
     scheduler, vae = pipeline.scheduler, pipeline.vae
     coupling = args.prior_coupling if part == "prior" else args.coupling
@@ -310,8 +310,9 @@ def make_pairs(part, pipeline, cache, conditions, args, device):
     if coupling == "minibatch_ot":
         return MinibatchTransport(pairs)
     if coupling == "semi_discrete":
-        flips, bar = (False, True)[: 1 + args.random_flip], partial(tqdm, desc="semi-discrete coupling")
-        return SemiDiscretePairs.fit(pairs, cache, flips, isinstance(conditions, Labels), args.seed, device, bar)
+        flips, is_labelled = (False, True)[: 1 + args.random_flip], isinstance(conditions, Labels)
+        bar = partial(tqdm, desc="semi-discrete coupling", disable=not run.accelerator.is_local_main_process)
+        return SemiDiscretePairs.fit(pairs, cache, flips, is_labelled, args.seed, run.device, bar)
     return pairs
 
 
@@ -344,7 +345,7 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
     loader = stream and run.stream(stream, pipeline.vae, getattr(conditions, "texts", None))
     run.resume()
     sampler = run.sampler(len(cache))
-    pairs = make_pairs(part, pipeline, cache, conditions, args, run.device)
+    pairs = make_pairs(part, pipeline, cache, conditions, args, run)
     objective = make_objective(part, args, teacher, conditions.unconditional, run.device)
     validate = partial(validate_pipeline, run, part, pipeline, cache, captions, teacher)
 
@@ -444,16 +445,9 @@ def main(args):
     check_engine(accelerator)
     refuse_sharding(accelerator, args)
     repo_id = prepare_repository(accelerator, args)
-    images = load_images(
-        args.dataset_name,
-        args.train_data_dir,
-        resolution=args.resolution,
-        dataset_config_name=args.dataset_config_name,
-        image_column=args.image_column,
-        label_column=args.label_column if args.conditional and args.caption_column is None else None,
-        caption_column=args.caption_column,
-        streaming=args.streaming,
-    )
+    label_column = args.label_column if args.conditional and args.caption_column is None else None
+    columns = {"label_column": label_column, "caption_column": args.caption_column}
+    images = open_images(args, **columns, streaming=args.streaming)
     stream, images = (images, images.head) if args.streaming else (None, images)
     check_processes(accelerator, images)
     cache_latents = partial(open_latents, accelerator, images, args=args)

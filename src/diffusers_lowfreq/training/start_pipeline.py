@@ -30,6 +30,16 @@ def trained_parts(args) -> tuple[str, ...]:
     return ("prior", "flow") if args.train == "both" else (args.train,)
 
 
+def is_one_step(args) -> bool:
+    """Whether one-step models are trained: by MeanFlow, or from a teacher."""
+    return args.teacher is not None or args.objective == "mean_flow"
+
+
+def has_start(args) -> bool:
+    """Whether a pipeline to start from, or a teacher, is given."""
+    return args.pretrained_model_name_or_path is not None or args.teacher is not None
+
+
 def load_pipeline(name_or_path: str, args):
     """Load a pipeline of text if there are captions, otherwise one of labels or none."""
     pipeline_class = LowFreqPipeline if args.caption_column is None else LowFreqTextToImagePipeline
@@ -174,7 +184,7 @@ def build_pipeline(args, cache_latents, cache_captions, teacher=None):
 
     if teacher is not None:
         check_teacher(teacher, start, shape, trained_parts(args))
-    if teacher is not None or args.objective == "mean_flow":
+    if is_one_step(args):
         _make_one_step(args, parts)
     elif any(parts[NETWORKS[part]].config.use_meanflow for part in trained_parts(args)):
         raise ValueError(

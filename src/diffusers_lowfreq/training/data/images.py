@@ -140,6 +140,26 @@ def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def open_images(args, **columns):
+    """
+    Find the images by the options of a script.
+
+    Args:
+        args ([`Options`]):
+            The options, see [`add_image_options`].
+        columns:
+            `label_column`, `caption_column` and `streaming`, as in [`load_images`].
+    """
+    return load_images(
+        args.dataset_name,
+        args.train_data_dir,
+        resolution=args.resolution,
+        dataset_config_name=getattr(args, "dataset_config_name", None),
+        image_column=args.image_column,
+        **columns,
+    )
+
+
 def load_images(
     dataset_name: str | None = None,
     train_data_dir: str | None = None,
