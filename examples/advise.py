@@ -7,8 +7,8 @@
     accelerate launch examples/train_lowfreq.py --config out/advice/config.json --train_data_dir my_images \
         --pretrained_vae_model_name_or_path my_vae --output_dir out/model
 
-The images are encoded a batch at a time and forgotten, save for the few of the coupling check. The rule behind the
-suggestion is `suggest` below.
+The images are encoded batch by batch and forgotten, except the few of the coupling check. The rule behind the suggestion is
+`suggest` below.
 """
 
 import argparse
@@ -38,14 +38,18 @@ from diffusers_lowfreq.evaluation import (
     spectrum_frequencies,
 )
 from diffusers_lowfreq.projections import PROJECTIONS
-from diffusers_lowfreq.training import check_numbers, keyed_generator, load_images, machine_kind
+from diffusers_lowfreq.training import keyed_generator, machine_kind
+from diffusers_lowfreq.training import options as opt
+from diffusers_lowfreq.training.data.images import open_images
 
 
 FACTORS = (2, 4, 8)
 NOISE_RATIOS = (0.0, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
-MIN_ENERGY = 0.75  # of a factor that is worth its coarseness: in the study of docs/evidence.md half was too little
+MIN_ENERGY = (
+    0.75  # that a factor must keep to be worth its coarseness: in the study of docs/evidence.md half was too little
+)
 TIE = 0.03  # of energy, within which bicubic is preferred
-MIN_IDENTITY = 0.999  # of pairs that an exact assignment leaves alone
+MIN_IDENTITY = 0.999  # share of pairs that an exact assignment must keep
 SUGGESTED_NOISE_RATIO = 0.25  # the best of the study in docs/evidence.md
 
 
@@ -53,27 +57,20 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--dataset_name", help="name of a dataset on the Hub")
+    opt.add_image_options(parser, resolution=32)
     parser.add_argument("--dataset_config_name")
-    parser.add_argument("--train_data_dir", help="local folder of images or parquet files, or one parquet file")
-    parser.add_argument("--image_column", default="image")
-    parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--pretrained_vae_model_name_or_path", help="any autoencoder of diffusers; none: pixels")
     parser.add_argument("--vae_subfolder")
     parser.add_argument("--revision")
     parser.add_argument("--variant")
-    parser.add_argument("--num_images", type=int, default=1000, help="chosen by seed")
-    parser.add_argument("--num_pairs", type=int, default=500, help="images of the coupling check, kept in memory")
-    parser.add_argument("--batch_size", type=int, default=16, help="images per encoder call")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_images", type=opt.count(), default=1000, help="chosen by seed")
+    help = "images of the coupling check, kept in memory"
+    parser.add_argument("--num_pairs", type=opt.count(least=2), default=500, help=help)
+    parser.add_argument("--batch_size", type=opt.size, default=16, help="images per encoder call")
+    parser.add_argument("--seed", type=opt.count(least=0), default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to encode")
     parser.add_argument("--output", default="out/advice", help="folder of config.json, advice.json and spectrum.png")
-    args = parser.parse_args(argv)
-    check_numbers(parser, args)
-    for name, least in {"resolution": 1, "num_images": 1, "num_pairs": 2, "batch_size": 1}.items():
-        if getattr(args, name) < least:
-            parser.error(f"argument --{name}: must be at least {least}, got {getattr(args, name)}")
-    return args
+    return parser.parse_args(argv)
 
 
 def batches(images, indices, batch_size):
@@ -85,14 +82,13 @@ def batches(images, indices, batch_size):
 
 @torch.no_grad()
 def measure(args, images, vae):
-    """Go through the images once; return the running sums, the spectrum and the samples of the coupling check."""
+    """Read the images once. Return the statistics, the spectrum, the samples of the coupling check and the skipped images."""
     order = torch.randperm(len(images), generator=keyed_generator(args.seed, "images"))
     indices = order[: args.num_images].tolist()
     statistics, power, kept = None, 0.0, []
     with tqdm(total=len(indices), desc="measure", unit=" images") as progress:
         for batch in batches(images, indices, args.batch_size):
-            if vae is not None:
-                batch = encode_images(vae, batch.to(args.device, vae.dtype), normalize=False).float().cpu()
+            batch = encode_images(vae, batch.to(args.device), normalize=False).float().cpu()
             height, width = batch.shape[-2:]
             if statistics is None:
                 factors = [factor for factor in FACTORS if height % factor == width % factor == 0]
@@ -103,7 +99,7 @@ def measure(args, images, vae):
                     )
                 statistics = SourceStatistics(PROJECTIONS, factors, unit_scale=vae is not None)
             statistics.update(batch)
-            # One spectrum per channel: its scale is known only at the end
+            # One spectrum for each channel, since its scale is known only at the end
             spectrum = radial_power_spectrum(batch.flatten(0, 1)[:, None])
             power = power + spectrum.unflatten(0, batch.shape[:2]).sum(0)
             kept += batch[: max(0, args.num_pairs - len(kept))].unbind()
@@ -112,18 +108,17 @@ def measure(args, images, vae):
         raise ValueError(f"`train_data_dir`: none of the {len(indices)} images can be read. The log above names them.")
     if len(kept) < 2:
         raise ValueError(f"`num_images` must leave at least two readable images for a coupling, got {len(kept)}.")
-    sample = torch.stack(kept)
     if vae is not None:
         set_latent_statistics(vae, statistics.mean.tolist(), statistics.std.tolist())
-        sample = normalize_latents(vae, sample)
         power = power / statistics.std[:, None] ** 2
+    sample = normalize_latents(vae, torch.stack(kept))
     # In units of Gaussian noise, whose power is spread evenly over height x width frequencies
     power = (power / statistics.num_samples).mean(0) * height * width
     return statistics, power, sample, len(indices) - statistics.num_samples
 
 
 def couple(noise, statistics, sample):
-    """Return the rows of the advice, one per projection and factor: energy, path length and identity share."""
+    """Return the rows of the advice, one for each projection and factor: energy, path length and identity share."""
     gaussian = coupling_check(noise, sample)  # alpha = 1 is the same for all
     rows = []
     with tqdm(
@@ -150,7 +145,7 @@ def couple(noise, statistics, sample):
 
 
 def fitted_energy(sample, factors):
-    """Energy that the projection "pca" keeps at each factor, fitted to one half of the samples and measured on the other."""
+    """The energy that the projection "pca" keeps at each factor: fitted to one half of the samples, measured on the other."""
     fitted, measured = sample[::2], sample[1::2]
     variance = (measured - measured.mean((0, 2, 3), keepdim=True)).square().sum()
     energy = {}
@@ -177,39 +172,59 @@ def suggest(rows, num_pairs):
     enough = [factor for factor, (row, _) in best.items() if row["energy_kept"] >= MIN_ENERGY]
     factor = max(enough) if enough else min(best)
     row, most = best[factor]
-    energy = {f: f"factor {f} {chosen['energy_kept']:.0%}" for f, (chosen, _) in best.items()}
+    energy = {f: chosen["energy_kept"] for f, (chosen, _) in best.items()}
+    reasons = [*explain_factor(factor, energy), explain_projection(row, most)]
+    reasons.append(explain_noise_ratio(row, num_pairs, has_finer=factor > min(best)))
+    reasons.append(
+        "In high dimension the assignment is passed easily, and more pairs make it harder: a share below 100% is a "
+        "warning, 100% says little about the quality of images. After training, choose the noise ratio on generated "
+        "coarse latents (`--noise_ratio_range` trains over a range)."
+    )
+    return {"projection": row["projection"], "factor": factor, "noise_ratio": SUGGESTED_NOISE_RATIO}, reasons
 
-    reasons = []
-    if enough:
-        text = f"Factor {factor}: the largest that keeps at least {MIN_ENERGY:.0%} of the energy ("
-        reasons.append(text + f"{', '.join(energy.values())}); the flow has the other {1 - row['energy_kept']:.0%}.")
+
+def explain_factor(factor, energy):
+    """Say why a factor was chosen, given the energy that each keeps, and what it costs."""
+    shares, flow = ", ".join(f"factor {f} {share:.0%}" for f, share in energy.items()), 1 - energy[factor]
+    if energy[factor] >= MIN_ENERGY:
+        yield (
+            f"Factor {factor}: the largest that keeps at least {MIN_ENERGY:.0%} of the energy ({shares}); the flow has "
+            f"the other {flow:.0%}."
+        )
     else:
-        text = f"Factor {factor}: no factor keeps {MIN_ENERGY:.0%} of the energy ({', '.join(energy.values())}), "
-        text += f"so this is the smallest. The flow has most of the work or nearly so ({1 - row['energy_kept']:.0%} of the "
-        reasons.append(text + "energy): expect little from the method with these samples.")
+        yield (
+            f"Factor {factor}: no factor keeps {MIN_ENERGY:.0%} of the energy ({shares}), so this is the smallest. The flow "
+            f"has most of the work or nearly so ({flow:.0%} of the energy): expect little from the method with these "
+            "samples."
+        )
     text = f"At equal patch size and depth a step of the prior model costs about 1/{factor**2} of a step of the flow. "
     if factor < 4:
         text += "That is more than a tenth: give the prior a larger patch size or fewer layers, since the method pays "
         text += "only if the prior is cheap."
     else:
         text += "The method pays only if the prior is that cheap and right in one or two steps."
-    finer = [f for f in best if f < factor]
-    if finer:
-        text += f" Factor {max(finer)} would keep {best[max(finer)][0]['energy_kept']:.0%} at 1/{max(finer) ** 2}; "
+    finer = max((f for f in energy if f < factor), default=None)
+    if finer is not None:
+        text += f" Factor {finer} would keep {energy[finer]:.0%} at 1/{finer**2}; "
         text += "which of the two gives better images is not something that this measures."
-    reasons.append(text)
-    if row is most:
-        reasons.append(f"Projection {row['projection']}: it keeps the most energy at this factor.")
-    else:
-        reasons.append(
-            f"Projection bicubic: it keeps {row['energy_kept']:.1%}, {most['projection']} {most['energy_kept']:.1%}; "
-            f"within {100 * TIE:.0f} points bicubic is preferred, since its coarse pictures have neither blocks nor "
-            "ringing."
-        )
+    yield text
 
+
+def explain_projection(row, most):
+    """Say why a projection was chosen; `most` is the row that keeps the most energy at its factor."""
+    if row is most:
+        return f"Projection {row['projection']}: it keeps the most energy at this factor."
+    return (
+        f"Projection bicubic: it keeps {row['energy_kept']:.1%}, {most['projection']} {most['energy_kept']:.1%}; "
+        f"within {100 * TIE:.0f} points bicubic is preferred, since its coarse pictures have neither blocks nor "
+        "ringing."
+    )
+
+
+def explain_noise_ratio(row, num_pairs, has_finer):
+    """Say why the noise ratio was chosen, and how many pairs an exact assignment keeps at it."""
     noise_ratio = SUGGESTED_NOISE_RATIO
-    share = dict(zip(NOISE_RATIOS, row["identity_share"]))
-    path = dict(zip(NOISE_RATIOS, row["path_length"]))
+    share, path = (dict(zip(NOISE_RATIOS, row[key])) for key in ("identity_share", "path_length"))
     text = f"Noise ratio {noise_ratio}: the best of 0, 0.25, 0.5, 0.75 and 1 in the study of small networks in docs/evidence.md, "
     text += "for two steps and more (the paper takes 0.5). "
     if share[noise_ratio] >= MIN_IDENTITY:
@@ -220,15 +235,8 @@ def suggest(rows, num_pairs):
         text += (
             f"But an exact assignment of {num_pairs} pairs keeps only {share[noise_ratio]:.1%} of them: pairs cross. "
         )
-        text += "Take a finer factor. " if finer else ""
-    text += f"The mean squared path is {path[noise_ratio]:.2f} per element, from Gaussian noise {path[1.0]:.2f}."
-    reasons.append(text)
-    reasons.append(
-        "In high dimension the assignment is passed easily, and more pairs make it harder: a share below 100% is a "
-        "warning, 100% says little about the quality of images. After training, choose the noise ratio on generated "
-        "coarse latents (`--noise_ratio_range` trains over a range)."
-    )
-    return {"projection": row["projection"], "factor": factor, "noise_ratio": noise_ratio}, reasons
+        text += "Take a finer factor. " if has_finer else ""
+    return text + f"The mean squared path is {path[noise_ratio]:.2f} per element, from Gaussian noise {path[1.0]:.2f}."
 
 
 def tables(rows, fitted, num_pairs):
@@ -252,7 +260,7 @@ def tables(rows, fitted, num_pairs):
     return "\n".join(lines)
 
 
-def draw(path, frequency, power, source_power, rows, fitted, suggestion, what):
+def draw(path, spectrum, rows, fitted, suggestion, title):
     """Draw the spectrum of samples and source, and the energy kept by factor."""
     import matplotlib
 
@@ -262,6 +270,7 @@ def draw(path, frequency, power, source_power, rows, fitted, suggestion, what):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     factors = sorted({row["factor"] for row in rows})
     alpha, factor = suggestion["noise_ratio"], suggestion["factor"]
+    frequency, power, source_power = (spectrum[key] for key in ("frequencies", "power", "source_power"))
     # Colours of Okabe and Ito, each with a line style and a marker of its own
     left.loglog(frequency, power, color="#000000", linewidth=2, label="samples")
     label = f"source: {suggestion['projection']}, factor {factor}, noise ratio {alpha}"
@@ -275,7 +284,7 @@ def draw(path, frequency, power, source_power, rows, fitted, suggestion, what):
     left.set_xticks([1 / tick for tick in ticks], [f"1/{tick}" for tick in ticks])
     left.minorticks_off()
     left.set(xlabel="radial frequency, cycles per pixel of the sample", ylabel="power, Gaussian noise = 1")
-    left.set_title(f"Spectrum of {what}")
+    left.set_title(f"Spectrum of {title}")
     left.legend(fontsize=9)
     for projection, color, line, marker in zip(
         PROJECTIONS, ("#000000", "#D55E00", "#0072B2"), ("-", "--", ":"), "osD"
@@ -296,30 +305,47 @@ def draw(path, frequency, power, source_power, rows, fitted, suggestion, what):
     plt.close(figure)
 
 
-def main(args):
-    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "batch_size")}
-    path = os.path.join(args.output, "advice.json")
+def check_output(settings, folder):
+    """Refuse a folder with the advice of other settings."""
+    path = os.path.join(folder, "advice.json")
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             before = json.load(file).get("settings", {})
         changed = [k for k in settings if before.get(k) != settings[k]]
         if changed:
             raise ValueError(
-                f"`output` {args.output!r} holds the advice of other settings ({', '.join(changed)}): choose another folder."
+                f"`output` {folder!r} holds the advice of other settings ({', '.join(changed)}): choose another folder."
             )
-    images = load_images(
-        args.dataset_name,
-        args.train_data_dir,
-        resolution=args.resolution,
-        dataset_config_name=args.dataset_config_name,
-        image_column=args.image_column,
-        label_column=None,
-    )
-    vae = None
-    if args.pretrained_vae_model_name_or_path is not None:
-        vae = load_autoencoder(
-            args.pretrained_vae_model_name_or_path, args.vae_subfolder, revision=args.revision, variant=args.variant
-        )
+
+
+def measure_spectrum(sample, noise, power, suggestion):
+    """The spectrum of the samples and of their source, in units of Gaussian noise, without the mean over a sample."""
+    scheduler = LowFreqFlowMatchScheduler(**suggestion)
+    height, width = sample.shape[-2:]
+    source = radial_power_spectrum(scheduler.make_source_from_sample(sample, noise)).mean(0) * (height * width)
+    # Without frequency zero, which holds the mean: for raw latents it means nothing
+    columns = {"frequencies": spectrum_frequencies(height, width), "power": power, "source_power": source}
+    return {name: values[1:].tolist() for name, values in columns.items()}
+
+
+def environment():
+    """The machine and the versions that the figures were made with."""
+    versions = {
+        "diffusers_lowfreq": diffusers_lowfreq.__version__,
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return {"machine": machine_kind(), "versions": versions}
+
+
+def main(args):
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "batch_size")}
+    check_output(settings, args.output)
+    images = open_images(args, label_column=None)
+    options = {"revision": args.revision, "variant": args.variant}
+    vae = load_autoencoder(args.pretrained_vae_model_name_or_path, args.vae_subfolder, **options)
+    if vae is not None:
         vae = vae.to(args.device).eval()
     statistics, power, sample, skipped = measure(args, images, vae)
     noise = randn_tensor(sample.shape, generator=keyed_generator(args.seed, "noise"))
@@ -331,13 +357,7 @@ def main(args):
         f"(`--projection pca`). Its coarse samples are no pictures, all samples must have one size, and it wants a prior "
         "model of several steps; it is an option, not what is suggested."
     )
-
-    scheduler = LowFreqFlowMatchScheduler(**suggestion)
-    source_power = radial_power_spectrum(scheduler.make_source_from_sample(sample, noise)).mean(0)
-    source_power *= sample.shape[-2] * sample.shape[-1]
-    # Without frequency zero, which holds the mean: of raw latents it says nothing
-    frequencies, power, source_power = spectrum_frequencies(*sample.shape[-2:])[1:], power[1:], source_power[1:]
-    what = f"{'x'.join(map(str, statistics.shape))} {'pixels' if vae is None else 'latents at unit scale'}"
+    spectrum = measure_spectrum(sample, noise, power, suggestion)
     advice = {
         "suggestion": suggestion,
         "reasons": reasons,
@@ -359,25 +379,16 @@ def main(args):
         "noise_ratios": NOISE_RATIOS,
         "rows": rows,
         "fitted_energy_kept": fitted,
-        "spectrum": {  # in units of Gaussian noise, without the mean over the sample
-            "frequencies": frequencies.tolist(),
-            "power": power.tolist(),
-            "source_power": source_power.tolist(),
-        },
-        "machine": machine_kind(),
-        "versions": {
-            "diffusers_lowfreq": diffusers_lowfreq.__version__,
-            "diffusers": diffusers.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "spectrum": spectrum,
+        **environment(),
     }
+    title = f"{'x'.join(map(str, statistics.shape))} {'pixels' if vae is None else 'latents at unit scale'}"
     os.makedirs(args.output, exist_ok=True)
-    draw(os.path.join(args.output, "spectrum.png"), frequencies, power, source_power, rows, fitted, suggestion, what)
+    draw(os.path.join(args.output, "spectrum.png"), spectrum, rows, fitted, suggestion, title)
     for name, value in (("config.json", {"resolution": args.resolution, **suggestion}), ("advice.json", advice)):
         with open(os.path.join(args.output, name), "w", encoding="utf-8") as file:
             json.dump(value, file, indent=1)
-    print(f"{statistics.num_samples} images, {skipped} skipped as unreadable: {what}\n")
+    print(f"{statistics.num_samples} images, {skipped} skipped as unreadable: {title}\n")
     print(tables(rows, fitted, len(sample)))
     print(f"\nSuggested: projection {suggestion['projection']}, factor {suggestion['factor']}, ", end="")
     print(f"noise ratio {suggestion['noise_ratio']}")

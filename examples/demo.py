@@ -2,9 +2,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """Show what a low-frequency flow does: the coarse image of the prior, then 1, 2, 4 and 8 steps, a row for each class.
 
-python examples/demo.py --output out/demo.png
+    python examples/demo.py --output out/demo.png
 
-Beside them the coarse image and the image of the one-step models distilled from it: one call of each network.
+Next to them are the coarse image and the image of the one-step models distilled from it: one call of each network.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ONE_STEP = f"{SHIPPED}-one-step"
 
 
 def peak_memory_mib() -> float:
-    """Peak memory of this process in MiB (of the accelerator, where there is one)."""
+    """Return the peak memory of this process in MiB, or that of the accelerator if there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -33,7 +33,7 @@ def peak_memory_mib() -> float:
 
 
 def picture(columns: dict[str, list[Image.Image]], rows: list[str], cell: int = 80) -> Image.Image:
-    """Lay labelled columns of images beside each other."""
+    """Draw columns of images next to each other, with their titles and the names of the rows."""
     font = ImageFont.load_default(size=14)
     margin, top, gap = 88, 26, 6
     width, height = margin + len(columns) * (cell + gap), top + len(rows) * (cell + gap)
@@ -56,7 +56,7 @@ def main(argv=None):
     parser.add_argument("--pretrained_model_name_or_path", default=SHIPPED, help="a folder or a name on the Hub")
     parser.add_argument(
         "--one_step_model_name_or_path",
-        help="models distilled from it; by default the shipped ones where it is the shipped one",
+        help="models distilled from it; by default the shipped ones, for the shipped pipeline",
     )
     parser.add_argument("--output", default="out/demo.png")
     parser.add_argument("--class_labels", nargs="+", help="names or numbers; by default every class, at most ten")
@@ -89,7 +89,7 @@ def main(argv=None):
     columns = {}
     print(f"{'':>10} {'prior steps':>12} {'steps':>6} {'effective NFE':>14} {'seconds per image':>18}")
     for title, model, coarse, num_inference_steps, prior_num_inference_steps, scales in runs:
-        # One generator per image: the same noise in every column, and the same coarse image of each prior model
+        # One generator for each image: every column has the same noise, and the same coarse image of each prior model
         generators = [torch.Generator().manual_seed(args.seed * 10_000 + i) for i in range(count)]
         started = time.perf_counter()
         output = model(

@@ -4,9 +4,9 @@
 
     python examples/publish.py --namespace my-organisation
 
-Pipelines and LoRAs become `NAMESPACE/NAME`, graders `NAMESPACE/grader-NAME`, the Space `NAMESPACE/coarse-to-fine`. What a card
-says of a clone of this repository is changed to the name on the Hub, and in the Space the names of its checkpoints to those of
-the namespace. Files that are there already are not uploaded again.
+Pipelines and LoRAs become `NAMESPACE/NAME`, graders `NAMESPACE/grader-NAME`, the Space `NAMESPACE/coarse-to-fine`. In the cards,
+the path in a clone of this repository becomes the name on the Hub; in the Space, the names of the checkpoints become those of the
+namespace. Files that are already on the Hub are not uploaded again.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def find_checkpoints(folder: str) -> dict[str, str]:
         name = os.path.basename(path)
         if "model_index.json" in files or LORA_WEIGHT_NAME_SAFE in files:
             found[name] = path
-            folders.clear()  # its components belong to it
+            folders.clear()  # its components are part of it
         elif "config.json" in files:
             found[f"grader-{name}"] = path
     if not found:
@@ -42,9 +42,9 @@ def find_checkpoints(folder: str) -> dict[str, str]:
     return found
 
 
-def publish(folder: str, repo_id: str, pattern: str, new: str, private: bool, token: str | None, **kind):
-    """Upload a folder to a repository of its own, with `new` for what matches `pattern` in its texts."""
-    create_repo(repo_id, exist_ok=True, private=private or None, token=token, **kind)
+def publish(folder: str, repo_id: str, pattern: str, new: str, private: bool, token: str | None, **repository):
+    """Upload a folder to a repository of its own, and replace what matches `pattern` in its texts by `new`."""
+    create_repo(repo_id, exist_ok=True, private=private or None, token=token, **repository)
     with tempfile.TemporaryDirectory() as temporary:
         copy = os.path.join(temporary, "copy")
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -55,7 +55,7 @@ def publish(folder: str, repo_id: str, pattern: str, new: str, private: bool, to
                     text = file.read()
                 with open(path, "w", encoding="utf-8") as file:
                     file.write(re.sub(pattern, new, text))
-        upload_folder(repo_id=repo_id, folder_path=copy, repo_type=kind.get("repo_type"), token=token)
+        upload_folder(repo_id=repo_id, folder_path=copy, repo_type=repository.get("repo_type"), token=token)
     print(f"{folder} -> {repo_id}")
 
 
@@ -72,8 +72,8 @@ def main(argv=None):
         publish(folder, repo_id, LINE, rf'("{args.namespace}/\1")', **access)
     shipped = f"{args.namespace}/{HUB_ID.split('/')[1]}"
     space = os.path.join(ROOT, "examples", "space")
-    kind = {"repo_type": "space", "space_sdk": "gradio"}
-    publish(space, f"{args.namespace}/{SPACE}", re.escape(HUB_ID), shipped, **access, **kind)
+    repository = {"repo_type": "space", "space_sdk": "gradio"}
+    publish(space, f"{args.namespace}/{SPACE}", re.escape(HUB_ID), shipped, **access, **repository)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from diffusers import AutoencoderKL
+from diffusers_lowfreq.training import GradientGuard
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -100,16 +102,19 @@ def _run(*command, cwd: Path, timeout: float | None = None, **environment) -> su
     )
 
 
-def signalled_in_step(script, step: int):
-    """The guard of the gradient of a script whose process has a SIGTERM in a step."""
+@contextmanager
+def signalled_in_step(step: int):
+    """A context in which a training in this process gets a SIGTERM in a step, as its gradient is clipped."""
+    clip = GradientGuard.clip
 
-    class Signalled(script.GradientGuard):
-        def clip(self, parameters, max_norm, optimizer, number):
-            if number == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            super().clip(parameters, max_norm, optimizer, number)
+    def clip_and_signal(self, parameters, max_norm, optimizer, number):
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        clip(self, parameters, max_norm, optimizer, number)
 
-    return Signalled
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GradientGuard, "clip", clip_and_signal)
+        yield
 
 
 def run_process(*command, cwd: Path, **environment) -> str:

@@ -1,7 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""A LoRA for somebody else's flow model says which source it was trained for, and of which weights."""
+"""A LoRA that starts a flow from a coarse latent. Its file says which source and which weights it was trained for."""
 
 import json
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,9 +18,9 @@ SOURCE = ("projection", "factor", "projection_basis", "noise_ratio")
 
 def weights_fingerprint(transformer: torch.nn.Module) -> list[float]:
     """
-    Sample 64 weights of a network, to tell it from others: the same in half precision, and nearly so after a fine-tuning.
+    Sample 64 weights of a network, to tell it from others. They are the same in half precision, and nearly so after fine-tuning.
 
-    A LoRA in it is not looked at. Empty for quantised or offloaded weights, of which that cannot be said.
+    A LoRA in the network is ignored. The list is empty for quantised and offloaded weights, which cannot be sampled.
     """
     weights = {
         name.replace(".base_layer", ""): p
@@ -37,14 +39,14 @@ def weights_fingerprint(transformer: torch.nn.Module) -> list[float]:
 
 def describe_adapter(pipe: DiffusionPipeline, scheduler: LowFreqFlowMatchScheduler, base_model: str) -> dict:
     """
-    Say what a LoRA is for. It goes under `auto_mapping` into its configuration, which diffusers keeps in the file and
-    hands back to peft when the LoRA is loaded.
+    Describe what a LoRA is for. The description is stored under `auto_mapping` in its configuration, which diffusers keeps in
+    the file and hands to peft when it loads the LoRA.
 
     Args:
         pipe (`DiffusionPipeline`):
-            What it was trained on.
+            The pipeline that it was trained on.
         scheduler ([`LowFreqFlowMatchScheduler`]):
-            What made the source.
+            The scheduler that made the source.
         base_model (`str`):
             The name of the pipeline.
     """
@@ -52,12 +54,69 @@ def describe_adapter(pipe: DiffusionPipeline, scheduler: LowFreqFlowMatchSchedul
     return facts | {"base_model_weights": weights_fingerprint(pipe.transformer)}
 
 
-def adapter_source(pipe: DiffusionPipeline) -> LowFreqFlowMatchScheduler | None:
+def add_lora(transformer: torch.nn.Module, rank: int, alpha: int, layers: list[str], seed: int):
     """
-    Return what makes the source that the LoRA in use was trained for; `None` without such a LoRA.
+    Freeze a transformer and add a LoRA that changes nothing yet (arXiv 2106.09685).
+
+    Args:
+        transformer (`ModelMixin`):
+            The transformer.
+        rank (`int`), alpha (`int`):
+            The rank, and the factor `alpha / rank` of what is added.
+        layers (`list[str]`):
+            Names, or ends of names, of linear layers.
+        seed (`int`):
+            The seed of the first weights.
 
     Raises:
-        ValueError: If it was trained on other weights, or if two in use are for different sources.
+        ValueError: If `layers` names no linear layer of the transformer.
+    """
+    from peft import LoraConfig
+
+    transformer.requires_grad_(False)
+    torch.manual_seed(seed)
+    try:
+        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
+    except ValueError as error:
+        raise ValueError(f"`lora_layers` must name linear layers of the transformer: {error}") from error
+
+
+def save_lora(
+    pipe: DiffusionPipeline, scheduler: LowFreqFlowMatchScheduler, base_model: str, folder: str, **configuration
+):
+    """
+    Save the LoRA of a pipeline's transformer as the pipeline itself does, with what it is for.
+
+    Args:
+        pipe (`DiffusionPipeline`), scheduler ([`LowFreqFlowMatchScheduler`]), base_model (`str`):
+            As in [`describe_adapter`].
+        folder (`str`):
+            Where to save it.
+        configuration:
+            Further entries of its configuration.
+    """
+    from peft import get_peft_model_state_dict
+
+    metadata = pipe.transformer.peft_config["default"].to_dict()
+    metadata |= configuration | {"auto_mapping": describe_adapter(pipe, scheduler, base_model)}
+    type(pipe).save_lora_weights(
+        folder,
+        transformer_lora_layers=get_peft_model_state_dict(pipe.transformer),
+        transformer_lora_adapter_metadata=metadata,
+    )
+
+
+def base_model_name(name_or_path: str) -> str:
+    """Name the pipeline that a LoRA is for: its name on the Hub, or that of its folder without the path."""
+    return os.path.basename(name_or_path.rstrip("/")) if os.path.isdir(name_or_path) else name_or_path
+
+
+def adapter_source(pipe: DiffusionPipeline) -> LowFreqFlowMatchScheduler | None:
+    """
+    Return the scheduler of the source that the active LoRA was trained for; `None` without such a LoRA.
+
+    Raises:
+        ValueError: If it was trained on other weights, or if two active ones are for different sources.
     """
     found = {}
     for name, facts in _sources(getattr(pipe, "transformer", None)).items():
@@ -69,19 +128,19 @@ def adapter_source(pipe: DiffusionPipeline) -> LowFreqFlowMatchScheduler | None:
 
 
 def _sources(transformer) -> dict[str, dict]:
-    """The adapters in use that say what source they are for, and what they say."""
+    """The active adapters that describe their source, with the descriptions."""
     if not getattr(transformer, "peft_config", None) or _are_disabled(transformer):
         return {}
     facts = {
         name: getattr(transformer.peft_config.get(name), "auto_mapping", None) or {}
         for name in transformer.active_adapters()
     }
-    return {name: said for name, said in facts.items() if "factor" in said and "noise_ratio" in said}
+    return {name: of for name, of in facts.items() if "factor" in of and "noise_ratio" in of}
 
 
 @contextmanager
-def adapters_left_out(pipe: DiffusionPipeline):
-    """Let the pipeline run without the LoRAs that were trained to start from a coarse latent; others stay in use."""
+def adapters_left_out(pipe: DiffusionPipeline) -> Iterator[None]:
+    """A context in which the LoRAs that start from a coarse latent are switched off; others stay active."""
     names, scales = _sources(pipe.transformer), []
     for module in pipe.transformer.modules() if names else ():
         for name in names:
@@ -96,11 +155,11 @@ def adapters_left_out(pipe: DiffusionPipeline):
 
 
 def refuse_other_weights(argument: str, transformer: torch.nn.Module, facts: dict):
-    """Raise a `ValueError` that names `argument` if what a LoRA says of itself is of other weights than these."""
+    """Raise a `ValueError` that names `argument` if the description of a LoRA does not match the weights of a transformer."""
     own, base = type(transformer).__name__, facts.get("base_model")
-    theirs = facts.get("base_model_weights")
+    trained_on = facts.get("base_model_weights")
     if facts.get("base_model_class", own) != own or (
-        theirs is not None and not _agree(weights_fingerprint(transformer), theirs)
+        trained_on is not None and not _agree(weights_fingerprint(transformer), trained_on)
     ):
         raise ValueError(
             f"`{argument}`: the LoRA was trained on {base!r} and must be used with that or a copy of it; these are other weights "

@@ -266,7 +266,8 @@ def test_bad_input_is_named_and_nothing_is_written(workplace, line, message):
 def test_a_number_that_is_too_small_is_named(capsys, name, least):
     with pytest.raises(SystemExit):
         script.parse_args([*LINE.split(), f"--{name}", str(least - 1)])
-    assert f"argument --{name}: must be at least {least}, got {least - 1}" in capsys.readouterr().err
+    allowed = "positive" if least == 1 else f"at least {least}"
+    assert f"argument --{name}: must be {allowed}, got {least - 1}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

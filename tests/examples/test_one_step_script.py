@@ -1,6 +1,7 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """`examples/train_lowfreq.py` with `--objective mean_flow` and `--teacher`: one-step models from nothing and from a flow."""
 
+import itertools
 import os
 import re
 
@@ -14,6 +15,7 @@ from tiny import make_pipeline, make_prior, make_transformer, randn
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow
 from diffusers_lowfreq.training import GradientGuard
+from diffusers_lowfreq.training.start_pipeline import one_step_model
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__, images.__name__)
@@ -120,7 +122,7 @@ def test_grids_guide_the_teacher_as_the_student_and_the_rest_as_in_training(monk
 @pytest.mark.parametrize("guidance_range", [None, [1.0, 4.0]])
 def test_the_student_starts_as_the_teacher(guidance_range):
     teacher = make_transformer(use_noise_ratio=True)
-    student = script.one_step_model(teacher, 2.0, guidance_range)
+    student = one_step_model(teacher, 2.0, guidance_range)
     x, t = randn(3, 4, 8, 8), torch.tensor([1000.0, 600.0, 10.0])
     inputs = {"class_labels": torch.tensor([0, 3, 1]), "noise_ratio": torch.tensor([0.3, 0.5, 0.8])}
     expected = teacher(x, t, **inputs).sample
@@ -255,30 +257,35 @@ def test_what_concerns_the_trajectory_changes_it(workplace, options):
 # -------------------------------------------------------------------------------------- gradients that are not finite
 
 
-class Broken:
-    """An objective whose loss is not a number in some of its calls."""
+@pytest.fixture
+def break_loss(monkeypatch):
+    """A function that makes the loss of flow matching no number in some of its next calls."""
+    objective = FlowMatching.__call__
 
-    def __init__(self, at):
-        self.objective, self.at, self.call = FlowMatching(), at, 0
+    def break_loss(at):
+        calls = itertools.count(1)
 
-    def __call__(self, *args, **kwargs):
-        self.call += 1
-        return self.objective(*args, **kwargs) * (float("nan") if self.call in self.at else 1.0)
+        def broken(*args, **kwargs):
+            return objective(*args, **kwargs) * (float("nan") if next(calls) in at else 1.0)
+
+        monkeypatch.setattr(FlowMatching, "__call__", broken)
+
+    return break_loss
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted(monkeypatch):
-    monkeypatch.setattr(script, "make_objective", lambda *args: Broken({2, 3}))
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(break_loss):
+    break_loss({2, 3})
     train(train="flow", max_train_steps=5, lr_scheduler="constant")
     assert all(value.isfinite().all() for value in weights("out/transformer").values())
     assert table()["Training of the flow"]["steps skipped, their gradient not finite"] == "2 of steps 1 to 5"
     assert float(table()["Training of the flow"]["training loss, mean of the last 5 steps"]) > 0
-    monkeypatch.setattr(script, "make_objective", lambda *args: Broken({2, 3, 4, 5}))
+    break_loss({2, 3, 4, 5})
     train(train="flow", max_train_steps=5, lr_scheduler="constant", output_dir="skipped", checkpointing_steps=1)
     assert_same(state("skipped/checkpoint-5")["transformer"], state("skipped/checkpoint-1")["transformer"])
 
 
-def test_a_run_that_never_recovers_is_stopped_with_its_checkpoint_whole(monkeypatch):
-    monkeypatch.setattr(script, "make_objective", lambda *args: Broken(set(range(3, 1000))))
+def test_a_run_that_never_recovers_is_stopped_with_its_checkpoint_whole(monkeypatch, break_loss):
+    break_loss(range(3, 1000))
     monkeypatch.setattr(GradientGuard, "MAX_IN_A_ROW", 4)
     with pytest.raises(RuntimeError, match="was stopped at step 6: 4 gradients in a row were not finite"):
         train(train="flow", max_train_steps=50, checkpointing_steps=2)
@@ -309,7 +316,7 @@ def test_a_run_that_never_recovers_is_stopped_with_its_checkpoint_whole(monkeypa
         ("--objective mean_flow --train flow --prior_guidance_scale 2", "--prior_guidance_scale: is for the prior"),
         ("--teacher t --train prior --guidance_scale 2", "--guidance_scale: is for the flow"),
         ("--objective mean_flow --equal_share 1.2", "--equal_share: must be in"),
-        ("--objective mean_flow --adaptive_power -1", "--adaptive_power: must not be negative"),
+        ("--objective mean_flow --adaptive_power -1", "--adaptive_power: must be a finite number from 0 on"),
         ("--objective mean_flow --derivative exact", "--derivative: invalid choice"),
     ],
 )

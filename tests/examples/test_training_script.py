@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from scripts import CLASSES, EXAMPLES, load_script, make_folder, make_vae, run_process, run_two_processes, workplace
 
-from diffusers_lowfreq import LowFreqPipeline, LowFrequencyProjection
+from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFrequencyProjection
+from diffusers_lowfreq.couplings import minibatch_optimal_transport
 from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.models import SIZES
-from diffusers_lowfreq.training import LatentCache, get_lr_scheduler
+from diffusers_lowfreq.training import LatentCache, get_lr_scheduler, keyed_generator
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
@@ -249,17 +250,21 @@ def test_noise_ot_shares_out_the_noise_and_nothing_else(workplace, images):
 
 def test_noise_ot_assigns_the_noise_to_what_the_projection_removes(workplace, images, monkeypatch):
     """To the detail alone, so that the noise does not learn of the coarse version that it meets when sampling."""
-    seen = []
+    seen, make_source = [], LowFreqFlowMatchScheduler.make_source_from_sample
 
-    def record(source, sample, labels=None):
-        seen.append((source, sample))
-        return torch.arange(len(source))
+    def record(self, sample, noise, noise_ratio=None):
+        seen.append((sample, noise))
+        return make_source(self, sample, noise, noise_ratio)
 
-    monkeypatch.setattr(script, "minibatch_optimal_transport", record)
-    train(train="flow", projection="area", factor=2, patch_size=2, coupling="noise_ot", max_train_steps=1)
-    ((noise, detail),) = seen
+    monkeypatch.setattr(LowFreqFlowMatchScheduler, "make_source_from_sample", record)
+    options = {"projection": "area", "factor": 2, "patch_size": 2, "coupling": "noise_ot", "conditional": False}
+    train(train="flow", max_train_steps=1, **options)
+    ((sample, noise),) = seen
+    drawn = torch.stack([torch.randn(sample.shape[1:], generator=keyed_generator(0, 0, i)) for i in range(8)])
+    detail = LowFrequencyProjection("area", 2).complement(sample)
     assert LowFrequencyProjection("area", 2)(detail).abs().max() < 1e-5 < detail.abs().max()
-    assert 0.8 < noise.std() < 1.2
+    assert_same(noise, drawn[minibatch_optimal_transport(drawn, detail)])
+    assert not torch.equal(noise, drawn[minibatch_optimal_transport(drawn, sample)])  # that would be another order
 
 
 def test_the_prior_trains_on_the_semi_discrete_coupling(workplace, images):

@@ -15,8 +15,9 @@ from test_training_script import DEFAULTS, assert_same, command_line, differ, im
 from tiny import randomize
 
 from diffusers_lowfreq import LowFreqFlowMatchScheduler, LowFreqPipeline, LowFreqUpscalePipeline
+from diffusers_lowfreq.objectives import FlowMatching
 from diffusers_lowfreq.training import DegradedImages, load_images
-from diffusers_lowfreq.training.state import load_ema_state
+from diffusers_lowfreq.training.checkpoints import load_ema_state
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
@@ -56,13 +57,13 @@ def test_the_source_is_made_of_degraded_images_and_the_sample_is_not(workplace, 
         return make_source(self, sample, noise, noise_ratio)
 
     monkeypatch.setattr(LowFreqFlowMatchScheduler, "make_source_from_sample", record)
-    samples, objective = [], script.FlowMatching.__call__
+    samples, objective = [], FlowMatching.__call__
 
     def record_sample(self, model, source, sample, **kwargs):
         samples.append(sample)
         return objective(self, model, source, sample, **kwargs)
 
-    monkeypatch.setattr(script.FlowMatching, "__call__", record_sample)
+    monkeypatch.setattr(FlowMatching, "__call__", record_sample)
     train(train="flow", degraded_share=share, max_train_steps=6)
     true = load_images(train_data_dir="images", resolution=16)
     sets = {"true": true, "degraded": DegradedImages(true)}

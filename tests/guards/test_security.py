@@ -28,8 +28,8 @@ from diffusers_lowfreq import LowFreqPipeline, LowFreqTextToImagePipeline, LowFr
 from diffusers_lowfreq.autoencoding import load_autoencoder
 from diffusers_lowfreq.text_encoding import load_text_encoder
 from diffusers_lowfreq.training import CaptionCache, LatentCache, load_images
+from diffusers_lowfreq.training.checkpoints import load_ema_state
 from diffusers_lowfreq.training.engines import weights_only
-from diffusers_lowfreq.training.state import load_ema_state
 
 
 WEIGHTS = {

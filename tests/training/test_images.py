@@ -12,7 +12,7 @@ from PIL import Image
 from scripts import CLASSES, make_captioned_folder, make_folder, make_pixels, workplace
 
 from diffusers_lowfreq.training import LatentCache, load_images
-from diffusers_lowfreq.training.images import to_square
+from diffusers_lowfreq.training.data.images import to_square
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)

@@ -72,7 +72,7 @@ def test_the_order_of_an_epoch_takes_five_bytes_for_each_image_and_is_that_of_lo
     """Two epochs of `int64` orders and flips would be 18 bytes, for a billion images more than a machine has for a process."""
     sampler = KeyedBatchSampler(num_samples, 1, SEED, range(1), random_flip=True)
     for epoch in (0, 1):
-        drawn = sampler._draw(epoch)
+        drawn = sampler.order(epoch)
         generator = keyed_generator(SEED, "epoch", epoch)
         assert torch.equal(drawn[0], torch.randperm(num_samples, generator=generator))
         assert torch.equal(drawn[1], torch.randint(2, (num_samples,), generator=generator))

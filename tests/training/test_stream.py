@@ -50,10 +50,10 @@ def _png(pixels):
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def stream(batch_size=1, place=None, vae=None, **options):
+def stream(batch_size=1, position=None, vae=None, **options):
     images = load_images(train_data_dir="images", resolution=16, streaming=True)
     stream = LatentStream(images, vae, batch_size, 0, **{"shuffle_buffer_size": 4} | options)
-    stream.place = place or stream.place
+    stream.position = position or stream.position
     return stream
 
 
@@ -68,7 +68,7 @@ def test_all_processes_together_see_each_image_once_in_an_epoch(files, processes
         part = stream(process_index=index, num_processes=processes)
         batches = iter(part)
         mine = []
-        while part.place[0] == 0:
+        while part.position[0] == 0:
             mine += labels(batches, 1)
         seen += mine[:-1]  # the last is the first of the next epoch
     assert sorted(seen) == list(range(NUMBER))
@@ -81,15 +81,15 @@ def test_epochs_differ_and_the_seed_decides(files):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 7])
-def test_it_goes_on_from_every_place(files, processes):
+def test_it_goes_on_from_every_position(files, processes):
     options = {"batch_size": 2, "process_index": processes - 1, "num_processes": processes, "random_flip": True}
     whole = stream(**options)
-    batches, places = [], []
+    batches, positions = [], []
     for batch in islice(whole, 20):
         batches.append(batch)
-        places.append(whole.place)
-    for i, place in enumerate(places[:-1]):
-        for actual, expected in zip(islice(stream(place=place, **options), 2), batches[i + 1 :]):
+        positions.append(whole.position)
+    for i, position in enumerate(positions[:-1]):
+        for actual, expected in zip(islice(stream(position=position, **options), 2), batches[i + 1 :]):
             torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 

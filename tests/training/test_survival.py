@@ -16,11 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
-from scripts import EXAMPLES, load_script, make_folder, workplace
-
-from diffusers_lowfreq.objectives import FlowMatching
+from scripts import EXAMPLES, load_script, make_folder, signalled_in_step, workplace
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
@@ -62,26 +61,12 @@ def assert_same_run(actual: str, expected: str, **tolerance):
 # -------------------------------------------------------------------------------------------------------------- SIGTERM
 
 
-class Signalled(FlowMatching):
-    """The objective of a run that has the signal while it is in its third step."""
-
-    calls = 0
-
-    def __call__(self, *args, **kwargs):
-        self.calls += 1
-        if self.calls == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().__call__(*args, **kwargs)
-
-
-def test_a_run_that_is_asked_to_leave_saves_and_goes_on(images, monkeypatch, capsys):
+def test_a_run_that_is_asked_to_leave_saves_and_goes_on(images, capsys):
     script = load_script("train_lowfreq")
     train(script, "--output_dir=undisturbed", "--max_train_steps=6")
     before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "make_objective", lambda *args: Signalled())
-        with pytest.raises(SystemExit) as left:
-            train(script, "--output_dir=out", "--max_train_steps=6")
+    with signalled_in_step(3), pytest.raises(SystemExit) as left:
+        train(script, "--output_dir=out", "--max_train_steps=6")
     assert left.value.code == 128 + signal.SIGTERM
     assert "checkpoint-3 is saved; go on with `--resume_from_checkpoint latest`" in capsys.readouterr().out
     assert checkpoints("out") == [3] and not os.path.exists("out/model_index.json")
@@ -110,14 +95,14 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(images, monkey
     script = load_script("train_lowfreq")
     command = "--max_train_steps=4", "--checkpointing_steps=2"
     train(script, "--output_dir=undisturbed", *command)
-    save = script.save_checkpoint
+    save = Accelerator.save_state
 
-    def save_on_a_full_disk(accelerator, args, step, *rest):
-        with full_disk() if step == 4 else nullcontext():
-            return save(accelerator, args, step, *rest)
+    def save_on_a_full_disk(accelerator, folder):
+        with full_disk() if "checkpoint-4" in folder else nullcontext():
+            return save(accelerator, folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "save_checkpoint", save_on_a_full_disk)
+        patch.setattr(Accelerator, "save_state", save_on_a_full_disk)
         message = "checkpoint of step 4 cannot be written .* disk full.* checkpoint-2 in 'out' is whole"
         with pytest.raises(OSError, match=message):
             train(script, "--output_dir=out", *command)
@@ -126,9 +111,9 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_whole(images, monkey
     assert_same_run("out", "undisturbed", rtol=0, atol=0)
 
 
-def test_a_disk_that_is_full_at_the_first_checkpoint_says_that_there_is_none(images):
+def test_a_disk_that_is_full_at_the_first_checkpoint_says_that_there_is_none(images, monkeypatch):
     script = load_script("train_lowfreq")
-    script.save_checkpoint = full_disk()(script.save_checkpoint)
+    monkeypatch.setattr(Accelerator, "save_state", full_disk()(Accelerator.save_state))
     with pytest.raises(OSError, match="checkpoint of step 4 cannot be written .* there is none before it"):
         train(script, "--output_dir=out", "--max_train_steps=4")
     assert not [name for name in os.listdir("out") if "checkpoint" in name]
@@ -136,7 +121,6 @@ def test_a_disk_that_is_full_at_the_first_checkpoint_says_that_there_is_none(ima
 
 def test_what_torch_raises_for_a_sharded_checkpoint_is_told_alike(images, monkeypatch):
     """It is no `Exception`."""
-    from accelerate import Accelerator
     from torch.distributed.checkpoint.api import CheckpointException
 
     def fail(*args, **kwargs):

@@ -1,8 +1,12 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""What the training scripts share. Needs the `training` extra; nothing at inference imports it."""
+"""What the training scripts share. It needs the `training` extra; nothing at inference imports it."""
 
-from .caption_cache import CaptionCache
-from .degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
+from .checkpoints import register_model_hooks, register_schedule, resume_checkpoint, save_checkpoint
+from .data.captions import CaptionCache
+from .data.degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
+from .data.images import ImageDataset, load_images
+from .data.latent_cache import LatentCache
+from .data.stream import ImageStream, LatentStream, StreamedCaptions
 from .engines import (
     GradientGuard,
     autocast,
@@ -14,22 +18,11 @@ from .engines import (
     finish,
     whole_text_encoder,
 )
-from .images import ImageDataset, load_images
-from .keyed import KeyedBatchSampler, keyed_generator, uniform
-from .latent_cache import LatentCache
+from .keyed import Draws, KeyedBatchSampler, keyed_generator, uniform
 from .machine import machine_kind
-from .state import (
-    LR_SCHEDULERS,
-    Termination,
-    check_numbers,
-    get_lr_scheduler,
-    parse_with_config,
-    register_model_hooks,
-    register_schedule,
-    resume_checkpoint,
-    save_checkpoint,
-)
-from .stream import ImageStream, LatentStream, StreamedCaptions
+from .options import check_numbers, parse_with_config
+from .run import Run, Termination, make_accelerator, make_adamw, trainable
+from .schedule import LR_SCHEDULERS, get_lr_scheduler
 
 
 __all__ = [
@@ -37,6 +30,7 @@ __all__ = [
     "DEGRADATIONS",
     "DegradedImages",
     "DegradedPairs",
+    "Draws",
     "GradientGuard",
     "ImageDataset",
     "ImageStream",
@@ -44,6 +38,7 @@ __all__ = [
     "LR_SCHEDULERS",
     "LatentCache",
     "LatentStream",
+    "Run",
     "StreamedCaptions",
     "Termination",
     "autocast",
@@ -59,11 +54,14 @@ __all__ = [
     "keyed_generator",
     "load_images",
     "machine_kind",
+    "make_accelerator",
+    "make_adamw",
     "parse_with_config",
     "register_model_hooks",
     "register_schedule",
     "resume_checkpoint",
     "save_checkpoint",
+    "trainable",
     "uniform",
     "whole_text_encoder",
 ]

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""What the engines of accelerate do differently: plain data parallelism, FSDP2, DeepSpeed ZeRO."""
+"""The differences between the engines of accelerate: plain data parallelism, FSDP2 and DeepSpeed ZeRO."""
 
 import importlib.util
 import io
@@ -15,7 +15,7 @@ from torch import nn
 import diffusers.training_utils
 
 
-# What the index of a sharded checkpoint of torch (`.metadata`) is made of, besides dtypes
+# What the index of a sharded checkpoint of torch (`.metadata`) may hold, besides dtypes
 _INDEX = {
     "collections": {"OrderedDict"},
     "pathlib": {"PosixPath", "WindowsPath"},
@@ -39,38 +39,41 @@ _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # an environment variable of torch
 
 def engine(accelerator) -> str:
     """Return `"data_parallel"`, `"fsdp"`, `"zero"` (stages 1 and 2) or `"zero3"`."""
-    kind = accelerator.distributed_type.name
-    if kind == "DEEPSPEED":
+    distributed_type = accelerator.distributed_type.name
+    if distributed_type == "DEEPSPEED":
         return "zero3" if accelerator.state.deepspeed_plugin.zero_stage == 3 else "zero"
-    return "fsdp" if kind == "FSDP" else "data_parallel"
+    return "fsdp" if distributed_type == "FSDP" else "data_parallel"
 
 
 def check_engine(accelerator, data_parallel_only: bool = False):
     """
-    Refuse a configuration of accelerate that a training script cannot work under.
+    Refuse a configuration of accelerate that a training script does not support.
 
     Args:
         accelerator (`Accelerator`):
             The accelerator of the run.
         data_parallel_only (`bool`, defaults to `False`):
-            Whether the script works under plain data parallelism alone.
+            Whether the script supports plain data parallelism only.
 
     Raises:
-        ValueError: If it is another engine than the script takes, Megatron-LM, FSDP1, FSDP2 that gathers its checkpoints on one
-            process, an engine that accelerate leaves out without a word on this device, or float16 where nothing scales the
-            gradient.
+        ValueError: If the engine is not supported: another one than data parallelism where only that is, Megatron-LM, FSDP1,
+            FSDP2 that gathers its checkpoints on one process, one that accelerate silently leaves out on this device; or if
+            float16 is asked for and nothing scales the gradient.
     """
-    kind = accelerator.distributed_type.name
-    for asked in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{asked}") == "true" and kind != asked:
+    distributed_type = accelerator.distributed_type.name
+    for requested in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{requested}") == "true" and distributed_type != requested:
             raise ValueError(
-                f"`distributed_type` of the accelerate configuration is {asked}, which accelerate leaves out on this device "
-                f"(it made it {kind})."
+                f"`distributed_type` of the accelerate configuration is {requested}, which accelerate leaves out on this "
+                f"device (it made it {distributed_type})."
             )
-    if kind == "MEGATRON_LM" or (data_parallel_only and kind in ("FSDP", "DEEPSPEED")):
-        ways = "one of plain data parallelism" if data_parallel_only else "data parallelism, FSDP or DEEPSPEED"
-        raise ValueError(f"`distributed_type` of the accelerate configuration must be {ways}, got {kind}.")
-    if kind == "FSDP":
+    is_parallel_only = data_parallel_only and distributed_type in ("FSDP", "DEEPSPEED")
+    if distributed_type == "MEGATRON_LM" or is_parallel_only:
+        allowed = "one of plain data parallelism" if data_parallel_only else "data parallelism, FSDP or DEEPSPEED"
+        raise ValueError(
+            f"`distributed_type` of the accelerate configuration must be {allowed}, got {distributed_type}."
+        )
+    if distributed_type == "FSDP":
         plugin = accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise ValueError("`fsdp_version` of the accelerate configuration must be 2.")
@@ -79,7 +82,7 @@ def check_engine(accelerator, data_parallel_only: bool = False):
                 "`fsdp_state_dict_type` of the accelerate configuration must be SHARDED_STATE_DICT, got "
                 f"{plugin.state_dict_type.name}."
             )
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None and kind != "DEEPSPEED":
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None and distributed_type != "DEEPSPEED":
         raise ValueError(
             "`mixed_precision` must be 'no' or 'bf16' here: 'fp16' needs a gradient scaler, which this device has not."
         )
@@ -87,10 +90,10 @@ def check_engine(accelerator, data_parallel_only: bool = False):
 
 def check_processes(accelerator, images):
     """
-    Refuse more processes than images, before anything is encoded.
+    Refuse to run more processes than there are images, before any image is encoded.
 
     Raises:
-        ValueError: If there are.
+        ValueError: If there are more processes than images.
     """
     if accelerator.num_processes > len(images):
         raise ValueError(
@@ -101,9 +104,10 @@ def check_processes(accelerator, images):
 
 def configure_engine(accelerator, batch_size: int, accumulation: int, max_grad_norm: float):
     """
-    Tell DeepSpeed what the script decides, which its configuration file need not repeat, and FSDP2 to leave inputs alone.
+    Tell DeepSpeed what the options of the script decide, so that its configuration file need not repeat them, and keep FSDP2
+    from casting inputs.
 
-    (It would round the times to half precision. Autocast, which is on anyway, rounds what is to be multiplied.)
+    (FSDP2 would round the times to half precision. Autocast, which is on anyway, only rounds the factors of products.)
     """
     if engine(accelerator) == "fsdp":
         plugin = accelerator.state.fsdp_plugin
@@ -111,7 +115,7 @@ def configure_engine(accelerator, batch_size: int, accumulation: int, max_grad_n
         if policy is not None:
             plugin.mixed_precision_policy = replace(policy, cast_forward_inputs=False, output_dtype=None)
     if engine(accelerator) == "zero3":
-        # `EMAModel` gathers by itself, with a module that it imports only if ZeRO-3 was on before diffusers
+        # `EMAModel` gathers by itself, with a module that diffusers imports only if ZeRO-3 was on before
         diffusers.training_utils.deepspeed = importlib.import_module("deepspeed")
     if engine(accelerator).startswith("zero"):
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
@@ -123,7 +127,7 @@ def configure_engine(accelerator, batch_size: int, accumulation: int, max_grad_n
 
 
 def autocast(accelerator):
-    """The context of mixed precision, under DeepSpeed too, where that of accelerate does nothing."""
+    """The context of mixed precision. It also works under DeepSpeed, where that of accelerate does nothing."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     if engine(accelerator).startswith("zero") and half is not None:
         return torch.autocast(accelerator.device.type, half)
@@ -132,7 +136,7 @@ def autocast(accelerator):
 
 @contextmanager
 def whole_text_encoder(accelerator) -> Iterator[None]:
-    """A context in which transformers loads models whole, though ZeRO-3 is on."""
+    """A context in which transformers loads models whole although ZeRO-3 is on."""
     if engine(accelerator) != "zero3":
         yield
         return
@@ -146,16 +150,16 @@ def whole_text_encoder(accelerator) -> Iterator[None]:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that FSDP2 has sharded as one; every process must ask for it."""
+    """Gather a tensor that FSDP2 has sharded; every process must call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class GradientGuard:
     """
-    Clips gradients, leaves out the steps whose gradient is not finite, counts them, and stops a run after so many in a row.
+    Clip gradients, skip and count the steps whose gradient is not finite, and stop a run after too many of them in a row.
 
-    With float16 the scaler of accelerate, or DeepSpeed, leaves them out. In other precisions DeepSpeed has followed the
-    gradient by the time it tells the norm: the run stops at once.
+    With float16, the scaler of accelerate or DeepSpeed skips them. In other precisions DeepSpeed has taken the step before it
+    tells the norm, so the run stops at once.
 
     Args:
         accelerator (`Accelerator`):
@@ -163,9 +167,9 @@ class GradientGuard:
 
     Attributes:
         skipped (`int`):
-            How many steps were left out.
+            The number of skipped steps.
         grad_norm (`torch.Tensor`):
-            Norm of the last gradient before clipping.
+            The norm of the last gradient before clipping.
     """
 
     MAX_IN_A_ROW = 50
@@ -178,7 +182,7 @@ class GradientGuard:
 
     def clip(self, parameters, max_norm: float, optimizer, step: int):
         """
-        Clip the whole gradient of step number `step`, and clear it where it is not finite.
+        Clip the gradient of step number `step`, or clear it if it is not finite.
 
         Raises:
             RuntimeError: If `MAX_IN_A_ROW` gradients in a row were not finite.
@@ -199,7 +203,7 @@ class GradientGuard:
 
 
 def gathered(accelerator, parameter: nn.Parameter, write: bool = False):
-    """A context in which a parameter that ZeRO-3 keeps in parts is whole, to read or to write."""
+    """A context in which a parameter that ZeRO-3 has sharded is whole, to read or to write."""
     if engine(accelerator) != "zero3":
         return nullcontext()
     import deepspeed
@@ -209,7 +213,7 @@ def gathered(accelerator, parameter: nn.Parameter, write: bool = False):
 
 @contextmanager
 def averaged_weights(accelerator, parameters: list[nn.Parameter], ema) -> Iterator[None]:
-    """A context in which the parameters hold their averages; under ZeRO-3 the main process keeps them on the CPU meanwhile."""
+    """A context in which the parameters hold their averages. Under ZeRO-3 the main process keeps the weights on the CPU meanwhile."""
     if ema is None:
         yield
         return
@@ -233,10 +237,10 @@ def averaged_weights(accelerator, parameters: list[nn.Parameter], ema) -> Iterat
 @torch.no_grad()
 def finish(accelerator, model: nn.Module, model_class: type[nn.Module], ema, keep: bool = True) -> nn.Module | None:
     """
-    Return the trained model with its averaged weights, if there are any, as an ordinary one in float32.
+    Return the trained model as an ordinary one in float32, with its averaged weights if there are any.
 
-    Every process must call it. Under data parallelism it is `model` itself; where the weights are in parts it is a new one on
-    the CPU, and `None` where it is not to be kept.
+    Every process must call it. Under data parallelism it returns `model` itself. If the weights are sharded, it returns a new
+    model on the CPU, or `None` without `keep`.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if engine(accelerator) == "zero":
@@ -268,11 +272,11 @@ class _IndexUnpickler(pickle.Unpickler):
 
 def check_sharded_checkpoint(folder: str):
     """
-    Refuse what FSDP2 and DeepSpeed would unpickle, if it would run anything.
+    Refuse a sharded checkpoint that would run code when FSDP2 or DeepSpeed unpickles it.
 
     Raises:
-        ValueError: If an index of torch (`.metadata`) or a file of DeepSpeed (`*.pt`) below `folder` names what none of them
-            holds.
+        ValueError: If an index of torch (`.metadata`) or a file of DeepSpeed (`*.pt`) below `folder` names anything that such
+            files do not hold.
     """
     for path, _, files in os.walk(folder):
         for name in files:
@@ -290,7 +294,7 @@ def check_sharded_checkpoint(folder: str):
 
 
 def _of_deepspeed() -> list[type]:
-    """What DeepSpeed puts into its files beside tensors."""
+    """The classes that DeepSpeed puts into its files beside tensors."""
     if importlib.util.find_spec("deepspeed") is None:
         return []
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -303,9 +307,9 @@ def _of_deepspeed() -> list[type]:
 @contextmanager
 def weights_only(accelerator) -> Iterator[None]:
     """
-    A context in which `torch.load` takes tensors and plain values alone, whatever it is asked for.
+    A context in which `torch.load` only loads tensors and plain values, whatever its arguments.
 
-    DeepSpeed asks for whole pickles, and so does torch itself for what is no tensor in a sharded checkpoint.
+    DeepSpeed asks for whole pickles, and so does torch itself for the other values of a sharded checkpoint.
     """
     known = _of_deepspeed() if engine(accelerator).startswith("zero") else []
     before = os.environ.get(_FORCE)

@@ -1,12 +1,13 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Draws keyed by seed, optimiser step and position in the global batch.
+"""Random draws keyed by seed, optimizer step and position in the global batch.
 
-Nothing random depends on how a global batch is split over processes and accumulation steps, and a resumed run needs no
-generator state: batch 8 = 4 x 2 = two processes of 4.
+They do not depend on how a global batch is split over processes and accumulation steps (batch 8 = 4 x 2 = two processes of 4),
+and a resumed run needs no generator state.
 """
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -24,13 +25,39 @@ def uniform(batch_size: int, generator, device=None) -> torch.Tensor:
     return torch.special.ndtr(randn_tensor((batch_size,), generator=generator, device=device, dtype=torch.float32))
 
 
+@dataclass
+class Draws:
+    """
+    The random numbers of a micro-batch.
+
+    What is drawn first stays first: another order would take a resumed run off its path.
+
+    Args:
+        generators (`list[torch.Generator]`):
+            One for each sample, keyed by seed, step and position in the global batch.
+        device (`torch.device`):
+            Where the numbers are needed.
+    """
+
+    generators: list[torch.Generator]
+    device: torch.device
+
+    def normal_like(self, sample: torch.Tensor) -> torch.Tensor:
+        """Draw standard normal noise of the shape of `sample`."""
+        return randn_tensor(sample.shape, generator=self.generators, device=self.device, dtype=sample.dtype)
+
+    def uniform(self, device: torch.device | str | None = None) -> torch.Tensor:
+        """Draw a number in (0, 1) for each sample, on the device of the draws unless another is given."""
+        return uniform(len(self.generators), self.generators, self.device if device is None else torch.device(device))
+
+
 class KeyedBatchSampler:
     """
-    Walk through a data set in seeded epochs, yielding this process's micro-batches as lists of `(index, flip)`.
+    Walk through a data set in seeded epochs, and yield the micro-batches of this process as lists of `(index, flip)`.
 
-    The stream of samples is one endless concatenation of shuffled epochs; step `s` takes the `global_batch_size`
-    samples from `s * global_batch_size` on, so no image is skipped or repeated at the end of an epoch or by a resume.
-    Each process holds the order of one epoch: 5 bytes for each image.
+    The stream of samples is one endless concatenation of shuffled epochs. Step `s` takes the `global_batch_size` samples from
+    `s * global_batch_size` on, so neither the end of an epoch nor a resume skips or repeats an image. Each process holds the
+    order of one epoch, 5 bytes for each image.
 
     Args:
         num_samples (`int`):
@@ -44,7 +71,7 @@ class KeyedBatchSampler:
         accumulation (`int`, defaults to `1`), process_index (`int`, defaults to `0`), num_processes (`int`, defaults to `1`):
             How the global batch is split.
         random_flip (`bool`, defaults to `False`):
-            Whether each visit of an image is mirrored with probability one half.
+            Whether to mirror each visit of an image with probability one half.
     """
 
     def __init__(
@@ -67,7 +94,7 @@ class KeyedBatchSampler:
         self.num_processes = num_processes
         self.global_batch_size = batch_size * accumulation * num_processes
         self.random_flip = random_flip
-        self._epoch, self._drawn = None, None
+        self._epoch, self._order = None, None
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulation
@@ -81,15 +108,16 @@ class KeyedBatchSampler:
         """One generator per sample of this process's micro-batch, for every draw of the training step."""
         return [keyed_generator(self.seed, step, position) for position in self.positions(micro_step)]
 
-    def _draw(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def order(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order in which an epoch visits the samples, and which visits are mirrored if any are."""
         if epoch != self._epoch:
-            self._drawn = None  # epochs come one after the other, and those of a large set fill the memory
+            self._order = None  # free the last epoch first: that of a large set fills the memory
             generator = keyed_generator(self.seed, "epoch", epoch)
-            dtype = torch.int32 if self.num_samples <= 2**31 else torch.int64  # of equal values
+            dtype = torch.int32 if self.num_samples <= 2**31 else torch.int64  # the values are the same
             order = torch.randperm(self.num_samples, generator=generator, dtype=dtype)
             flips = torch.randint(2, (self.num_samples,), generator=generator, dtype=torch.bool)
-            self._epoch, self._drawn = epoch, (order, flips)
-        return self._drawn
+            self._epoch, self._order = epoch, (order, flips)
+        return self._order
 
     def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
         for step in self.steps:
@@ -97,6 +125,6 @@ class KeyedBatchSampler:
                 batch = []
                 for position in self.positions(micro_step):
                     epoch, offset = divmod(step * self.global_batch_size + position, self.num_samples)
-                    index, flip = (drawn[offset].item() for drawn in self._draw(epoch))
+                    index, flip = (values[offset].item() for values in self.order(epoch))
                     batch.append((index, flip and self.random_flip))
                 yield batch

@@ -1,22 +1,24 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Encode every image once, keep the latents in safetensors shards, and serve batches of them."""
+"""The cache of latents: every image is encoded once, and its latents kept in safetensors shards."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from functools import partial
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
 
 from diffusers.utils import logging
 
-from ..autoencoding import encode_images
+from ...autoencoding import encode_images, normalize_latents
 from .images import ImageDataset
+from .shards import is_complete, load_shards, save_index, save_shard
 
 
 logger = logging.get_logger(__name__)
-
-INDEX = "index.json"
 
 
 def _fingerprint(images: ImageDataset, vae, shard_size: int) -> str:
@@ -35,10 +37,10 @@ class LatentCache(torch.utils.data.Dataset):
     """
     Read batches from a folder of latent shards made by [`LatentCache.build`].
 
-    Items are addressed by `(index, flip)`; `__getitems__` returns a whole batch as
-    `{"sample": (batch, channels, height, width) float32, "label": (batch,) int64, "position": (batch,) int64}`, the last being
-    the rows in the image set. Latents come back raw, as the autoencoder made them (pixels: in [-1, 1]); `mean` and `std` hold
-    their statistics per channel over the whole set.
+    Items are addressed by `(index, flip)`. `__getitems__` returns a whole batch as
+    `{"sample": (batch, channels, height, width) float32, "label": (batch,) int64, "position": (batch,) int64}`, where the
+    position is the row in the image set. Latents are raw, as the autoencoder made them; pixels are in [-1, 1]. `mean` and
+    `std` are their statistics per channel over the whole set.
 
     Args:
         folder (`str`):
@@ -50,26 +52,14 @@ class LatentCache(torch.utils.data.Dataset):
 
     def __init__(self, folder: str):
         self.folder = folder
-        path = os.path.join(folder, INDEX)
-        if not os.path.isfile(path):
-            raise ValueError(f"`folder` {folder!r} holds no finished latent cache ({INDEX} is missing).")
-        with open(path, encoding="utf-8") as file:
-            self.index = json.load(file)
+        self.index, shards = load_shards(folder, "latent cache")
         self.mean, self.std = self.index["mean"], self.index["std"]
         self.id2label = self.index["id2label"] and {int(k): v for k, v in self.index["id2label"].items()}
-        shards = []
-        found = set(os.listdir(folder))
-        for name in self.index["shards"]:
-            if name not in found:  # nor a path out of it
-                raise ValueError(
-                    f"The latent cache {folder!r} lacks its shard {name}; delete the folder to rebuild it."
-                )
-            shards.append(load_file(os.path.join(folder, name)))  # memory-mapped
         self.latents = [shard["latents"] for shard in shards]
         self.labels = torch.cat([shard["labels"] for shard in shards])
-        self.positions = torch.cat([shard["positions"] for shard in shards])  # row of each item in the image set
+        self.positions = torch.cat([shard["positions"] for shard in shards])  # the row of each item in the image set
         lengths = torch.tensor([len(latents) for latents in self.latents])
-        self._starts = lengths.cumsum(0) - lengths  # of each shard; a number for each image would fill the memory
+        self._starts = lengths.cumsum(0) - lengths  # for each shard; for each image they would fill the memory
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -109,8 +99,8 @@ class LatentCache(torch.utils.data.Dataset):
         """
         Encode `images` with `vae`, or return the finished cache of the same images, autoencoder and resolution.
 
-        Every latent is stored in half precision in both orientations, since an autoencoder does not commute with
-        mirroring. Shards are written beside and renamed, so that a killed run goes on where it stopped.
+        Every latent is stored in half precision and in both orientations, since an autoencoder does not commute with
+        mirroring. A killed run goes on with the next shard.
 
         Args:
             images ([`ImageDataset`]):
@@ -122,7 +112,7 @@ class LatentCache(torch.utils.data.Dataset):
             batch_size (`int`, defaults to `64`), shard_size (`int`, defaults to `8192`):
                 Images per encoder call and per file.
             max_skipped (`float`, defaults to `0.01`):
-                The largest share of unreadable images that is tolerated.
+                The largest share of unreadable images to tolerate.
             device (`str` or `torch.device`, defaults to `"cpu"`):
                 Where to encode.
             progress (callable, *optional*):
@@ -132,10 +122,9 @@ class LatentCache(torch.utils.data.Dataset):
             ValueError: If more than `max_skipped` of the images cannot be read.
         """
         folder = os.path.join(cache_dir, f"latents-{_fingerprint(images, vae, shard_size)}")
-        if os.path.isfile(os.path.join(folder, INDEX)):
+        if is_complete(folder):
             return cls(folder)
         os.makedirs(folder, exist_ok=True)
-        temporary = f".{os.getpid()}.tmp"  # of this process alone: two runs may build the same cache at a time
         names, total, square, count, skipped = [], 0.0, 0.0, 0, 0
         starts = range(0, len(images), shard_size)
         for start in progress(starts) if progress is not None else starts:
@@ -147,8 +136,7 @@ class LatentCache(torch.utils.data.Dataset):
                 if shard is None:
                     skipped += len(rows)
                     continue
-                save_file(shard, path + temporary)
-                os.replace(path + temporary, path)
+                save_shard(shard, path)
             shard = load_file(path)
             latents = shard["latents"].double()
             if shard["latents"].dtype == torch.uint8:
@@ -178,14 +166,36 @@ class LatentCache(torch.utils.data.Dataset):
             "resolution": images.resolution,
             "id2label": images.id2label,
         }
-        with open(os.path.join(folder, INDEX + temporary), "w", encoding="utf-8") as file:
-            json.dump(index, file, indent=1)
-        os.replace(os.path.join(folder, INDEX + temporary), os.path.join(folder, INDEX))
+        save_index(index, folder, indent=1)
         return cls(folder)
 
 
+def open_latents(accelerator, images: ImageDataset, vae, args) -> LatentCache:
+    """
+    Open the cache of the latents of some images, by the options of a script. The main process encodes them, the others wait.
+
+    Args:
+        accelerator (`Accelerator`):
+            The accelerator.
+        images ([`ImageDataset`]), vae (`ModelMixin`, *optional*):
+            As in [`LatentCache.build`].
+        args ([`Options`]):
+            The options, see [`add_cache_options`].
+    """
+    with accelerator.main_process_first():
+        return LatentCache.build(
+            images,
+            vae.to(accelerator.device) if vae is not None else None,
+            args.cache_dir or os.path.join(args.output_dir, "cache"),
+            batch_size=args.cache_batch_size,
+            max_skipped=args.max_skipped_images,
+            device=accelerator.device,
+            progress=partial(tqdm, desc="encode", disable=not accelerator.is_main_process),
+        )
+
+
 def _encode_shard(images: ImageDataset, rows: range, vae, batch_size: int, device) -> dict[str, torch.Tensor] | None:
-    """Decode and encode some images: latents (n, orientations, channels, height, width), labels and row numbers."""
+    """Encode some images: latents `(n, orientations, channels, height, width)`, labels and positions. `None` if none is readable."""
     positions, latents = [], []
     for start in range(0, len(rows), batch_size):
         decoded = list(images.decode_all(rows[start : start + batch_size]))
@@ -197,10 +207,22 @@ def _encode_shard(images: ImageDataset, rows: range, vae, batch_size: int, devic
             latents.append(pixels[:, None])
             continue
         pixels = pixels.to(device, torch.float32) / 127.5 - 1
-        both = [encode_images(vae, p.to(vae.dtype), normalize=False) for p in (pixels, pixels.flip(-1))]
+        both = [encode_images(vae, p, normalize=False) for p in (pixels, pixels.flip(-1))]
         latents.append(torch.stack(both, dim=1).to("cpu", torch.float16))
     if not positions:
         return None
     positions = torch.tensor(positions)
     labels = torch.from_numpy(images.labels)[positions]
     return {"latents": torch.cat(latents), "labels": labels, "positions": positions}
+
+
+def spread_items(cache, most: int = 65_536) -> list[tuple[int, bool]]:
+    """Choose items of a cache, evenly spread, at least as many as statistics need."""
+    return [(i, False) for i in range(0, len(cache), max(1, len(cache) // most))]
+
+
+def read_samples(cache, items: list[tuple[int, bool]], vae) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the latents at unit scale and the labels of some items, in batches."""
+    for start in range(0, len(items), 1024):
+        batch = cache.__getitems__(items[start : start + 1024])
+        yield normalize_latents(vae, batch["sample"]), batch["label"]

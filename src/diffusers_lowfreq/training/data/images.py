@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Images for training: found by Hub name, folder or parquet files, decoded one by one, the unreadable ones skipped."""
+"""Images for training: found by Hub name, folder or parquet files. Unreadable ones are skipped."""
 
 import glob
 import io
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from diffusers.utils import logging
 
-from ..images import check_pixels, to_rgb
+from ...images import check_pixels, to_rgb
 
 
 logger = logging.get_logger(__name__)
@@ -20,23 +20,22 @@ logger = logging.get_logger(__name__)
 
 class ImageDataset:
     """
-    A labelled set of images that is decoded on demand and survives damaged files.
+    A set of images with labels and captions, decoded on demand. Damaged files can be skipped.
 
     Args:
         dataset (`datasets.Dataset`):
             A dataset with an image column.
         resolution (`int`):
-            Side in pixels of the square images that come out: the short side is resized, the centre is cropped.
+            Side of the square images in pixels. The short side is resized to it, then the centre is cropped.
         image_column (`str`, defaults to `"image"`):
             The column of images.
         label_column (`str`, *optional*, defaults to `"label"`):
-            The column of class numbers. With `None`, or where the set has no column `"label"`, it is unlabelled and
-            every label is -1.
+            The column of class numbers. With `None`, or if the set has no column `"label"`, every label is -1.
         caption_column (`str`, *optional*):
-            The column of captions, a string or a list of strings each.
+            The column of captions. Each is a string or a list of strings.
 
     Raises:
-        ValueError: If the set is empty, a column is missing, labels are not integers or captions no strings.
+        ValueError: If the set is empty, a column is missing, labels are not integers, or captions are not strings.
     """
 
     def __init__(
@@ -65,10 +64,10 @@ class ImageDataset:
             raise ValueError(
                 f"`caption_column` must be one of the columns {sorted(dataset.column_names)}, got {caption_column!r}."
             )
-        # Keep the bytes: decoding here lets one damaged file be named and skipped.
+        # Keep the bytes. They are decoded here, so that a damaged file can be named and skipped.
         try:
             self.dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
-        except Exception as error:  # of pyarrow, by type
+        except Exception as error:  # a type of pyarrow
             raise ValueError(
                 f"`image_column` {image_column!r} must hold images, got {dataset.features[image_column]}."
             ) from error
@@ -111,7 +110,7 @@ class ImageDataset:
         return decode_image(self.dataset[index][self.image_column], self.resolution)
 
     def decode_all(self, indices: range) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield `(index, image)` for the readable images; name the others in the log."""
+        """Yield `(index, image)` of the readable images, and log the names of the others."""
         for index in indices:
             try:
                 image = self[index]
@@ -141,6 +140,26 @@ def to_square(image: Image.Image, resolution: int) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def open_images(args, **columns):
+    """
+    Find the images by the options of a script.
+
+    Args:
+        args ([`Options`]):
+            The options, see [`add_image_options`].
+        columns:
+            `label_column`, `caption_column` and `streaming`, as in [`load_images`].
+    """
+    return load_images(
+        args.dataset_name,
+        args.train_data_dir,
+        resolution=args.resolution,
+        dataset_config_name=getattr(args, "dataset_config_name", None),
+        image_column=args.image_column,
+        **columns,
+    )
+
+
 def load_images(
     dataset_name: str | None = None,
     train_data_dir: str | None = None,
@@ -155,7 +174,7 @@ def load_images(
     streaming: bool = False,
 ):
     """
-    Find images by Hub dataset name, or in a local folder of images or parquet files.
+    Find images by the name of a dataset on the Hub, or in a local folder of images or parquet files.
 
     Args:
         dataset_name (`str`, *optional*):
@@ -163,17 +182,17 @@ def load_images(
         train_data_dir (`str`, *optional*):
             A folder of images (one subfolder per class, or none), a folder of parquet files, or one parquet file.
         resolution (`int`):
-            Side in pixels of the square images.
+            Side of the square images in pixels.
         dataset_config_name, split, image_column, label_column, caption_column, cache_dir (`str`, *optional*):
             Passed on to `datasets` and [`ImageDataset`].
         streaming (`bool`, defaults to `False`):
-            Whether the images are to be read on the way, without a copy on this disk.
+            Whether to read the images while training, without a copy on this disk.
 
     Returns:
         [`ImageDataset`] or, with `streaming`, [`ImageStream`].
 
     Raises:
-        ValueError: If not exactly one source is given, or it holds no image.
+        ValueError: If not exactly one source is given, or the source holds no image.
     """
     from datasets import load_dataset
 
@@ -186,7 +205,7 @@ def load_images(
     if dataset_name is not None:
         try:
             dataset = load_dataset(dataset_name, dataset_config_name, split=split, **options)
-        except Exception as error:  # `datasets` has no one type for what it cannot read
+        except Exception as error:  # `datasets` has no single type for a set that it cannot read
             raise ValueError(f"`dataset_name` {dataset_name!r} cannot be read: {error}") from error
     else:
         if not os.path.exists(train_data_dir):
@@ -195,7 +214,7 @@ def load_images(
             files = [train_data_dir]
         else:
             files = sorted(glob.glob(os.path.join(train_data_dir, "*.parquet")))
-            # `<split>*.parquet` where the files say so, else all of them
+            # `<split>*.parquet` if there are such files, otherwise all of them
             files = [f for f in files if os.path.basename(f).startswith(split)] or files
         if streaming and not files:
             raise ValueError(
@@ -209,7 +228,8 @@ def load_images(
                 dataset = load_dataset("imagefolder", data_dir=train_data_dir, split="train", **options)
         except Exception as error:
             raise ValueError(f"`train_data_dir` {train_data_dir!r} holds no readable image set: {error}") from error
-    kind = ImageDataset
     if streaming:
-        from .stream import ImageStream as kind
-    return kind(dataset, resolution, image_column, label_column, caption_column)
+        from .stream import ImageStream
+
+        return ImageStream(dataset, resolution, image_column, label_column, caption_column)
+    return ImageDataset(dataset, resolution, image_column, label_column, caption_column)

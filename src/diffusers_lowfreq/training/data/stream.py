@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Images that are read while the model trains, for sets that do not fit on a disk: nothing is cached but their head."""
+"""Images that are read while the model trains, for sets that do not fit on a disk. Only the first images are cached."""
 
 import json
 import os
@@ -11,35 +11,35 @@ import torch
 
 from diffusers.utils import logging
 
-from ..autoencoding import encode_images
-from ..text_encoding import encode_text
+from ...autoencoding import encode_images
+from ...text_encoding import encode_text
+from ..keyed import keyed_generator
 from .images import ImageDataset, decode_image
-from .keyed import keyed_generator
 
 
 logger = logging.get_logger(__name__)
 
-HEAD_FILES = 16  # that the head is taken from, evenly spread
+HEAD_FILES = 16  # the head is taken from as many files, evenly spread
 
 
 class ImageStream:
     """
-    A set of images that `datasets` streams, file by file.
+    A set of images that `datasets` streams file by file.
 
     Args:
         dataset (`datasets.IterableDataset`):
             A stream with an image column.
         resolution (`int`), image_column, label_column, caption_column (`str`, *optional*):
-            As of [`ImageDataset`].
+            As in [`ImageDataset`].
         head_size (`int`, defaults to `8192`):
-            Images in `head`.
+            The number of images in `head`.
 
     Attributes:
-        head ([`ImageDataset`]): Images from the beginning of up to 16 files, for statistics and validation.
+        head ([`ImageDataset`]): The first images of up to 16 files, for statistics and validation.
 
     Raises:
-        ValueError: If the stream is empty, its columns are unknown or missing, or its labels have no names (their number must be
-            known before they are read).
+        ValueError: If the stream is empty, its columns are unknown or missing, or its labels have no names: the number of
+            classes must be known before the labels are read.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ImageStream:
         self.num_files = dataset.num_shards
         if self.num_files == 1:
             logger.warning(
-                "`dataset` is one file: all processes read all of it, in its order but for the buffer, and the head is its beginning."
+                "`dataset` is one file: every process reads all of it, shuffled only within the buffer, and the head is its beginning."
             )
         spread = range(0, self.num_files, -(-self.num_files // HEAD_FILES))
         rows = [row for file in spread for row in self.rows(file).take(-(-head_size // len(spread)))]
@@ -78,12 +78,12 @@ class ImageStream:
         self.head = ImageDataset(head, resolution, image_column, label_column, caption_column)
 
     def rows(self, file: int, skip: int = 0):
-        """The rows of one file, from a row on."""
+        """Iterate over the rows of one file, without the first `skip`."""
         rows = self.dataset.shard(self.num_files, file)
         return rows.skip(skip) if skip else rows
 
     def decode(self, row: dict) -> torch.Tensor | None:
-        """Decode the image of a row to a `uint8` tensor `(3, resolution, resolution)`; `None`, and a warning, if it cannot be."""
+        """Decode the image of a row to a `uint8` tensor `(3, resolution, resolution)`; `None` and a warning if it is damaged."""
         try:
             return decode_image(row[self.image_column], self.head.resolution)
         except Exception as error:  # what Pillow raises on a damaged file depends on its format
@@ -93,11 +93,11 @@ class ImageStream:
 
 class LatentStream:
     """
-    Batches of latents without end, as [`LatentCache`] serves them, encoded on the way.
+    Endless batches of latents like those of [`LatentCache`], encoded while the model trains.
 
-    In every epoch the files are put into another order and dealt to the processes (where there are fewer files than processes,
-    each reads all and keeps its share of the rows), and rows are shuffled within a buffer. All of that is keyed by seed and
-    epoch, so that a resumed run goes on with the very image that comes next: `place` is all there is to save.
+    Every epoch shuffles the files and deals them to the processes. If there are fewer files than processes, each process reads
+    all of them and keeps its share of the rows. Rows are shuffled within a buffer. All of that is keyed by seed and epoch, so a
+    checkpoint only holds a `position`, and a resumed run goes on with the very next image.
 
     Args:
         images ([`ImageStream`]):
@@ -105,23 +105,27 @@ class LatentStream:
         vae (`ModelMixin` or `None`):
             The autoencoder, or `None` for pixels.
         batch_size (`int`):
-            Images of this process in a batch.
+            The number of images in a batch of this process.
         seed (`int`):
             Seed of the order and of the mirroring.
         process_index (`int`, defaults to `0`), num_processes (`int`, defaults to `1`):
-            Which part is read.
+            Which part of the stream this process reads.
         random_flip (`bool`, defaults to `False`):
-            Whether each visit of an image is mirrored with probability one half.
+            Whether to mirror each visit of an image with probability one half.
         shuffle_buffer_size (`int`, defaults to `8192`):
-            Rows, still compressed, that are shuffled among themselves.
+            The number of rows, still compressed, that are shuffled among themselves.
         max_skipped (`float`, defaults to `0.01`):
-            The largest share of unreadable images that is tolerated.
+            The largest share of unreadable images to tolerate.
         num_workers (`int`, defaults to `0`):
-            Threads that decode; one more reads ahead.
+            The number of threads that decode. One more reads ahead.
         device (`str` or `torch.device`, defaults to `"cpu"`):
             Where to encode.
         captions ([`StreamedCaptions`], *optional*):
-            What is handed the captions of each batch.
+            Gets the captions of each batch.
+
+    Attributes:
+        position (`tuple[int, int, int, int]`): Where the next batch begins: the epoch; the file, in the order of the epoch, and
+            its row at which the buffer begins; how many rows of the buffer have been served.
     """
 
     def __init__(
@@ -151,16 +155,11 @@ class LatentStream:
         self.num_workers = num_workers
         self.device = device
         self.captions = captions
-        self.place = (
-            0,
-            0,
-            0,
-            0,
-        )  # epoch; file, in its order, and row of it where the buffer begins; rows of it served
+        self.position = (0, 0, 0, 0)
         self.read = self.skipped = 0
 
     def _rows(self, epoch: int, file: int, row: int) -> Iterator[tuple[tuple[int, int], dict]]:
-        """Yield this process's rows of an epoch, each with where the next one is."""
+        """Yield the rows of this process in an epoch, each with the file and the row of the next one."""
         number = self.images.num_files
         order = torch.randperm(number, generator=keyed_generator(self.seed, "files", epoch)).tolist()
         reads_all = number < self.num_processes
@@ -172,8 +171,8 @@ class LatentStream:
             row = 0
 
     def _shuffled(self) -> Iterator[tuple[dict, bool, tuple[int, int, int, int]]]:
-        """Yield rows, whether they are mirrored, and the place after them."""
-        epoch, file, row, served = self.place
+        """Yield each row, whether it is mirrored, and the position after it."""
+        epoch, file, row, served = self.position
         while True:
             rows, is_empty = self._rows(epoch, file, row), (file, row) == (0, 0)
             while buffer := list(islice(rows, self.shuffle_buffer_size)):
@@ -190,7 +189,7 @@ class LatentStream:
             epoch, file, row = epoch + 1, 0, 0
 
     def _decoded(self, pool: ThreadPoolExecutor):
-        """Yield batches `(images, flips, rows)` and the place after each, and the numbers of rows read and skipped."""
+        """Yield batches `(images, flips, rows)`, each with the position after it and the numbers of rows read and skipped."""
         rows, batch = self._shuffled(), []
         read, skipped = self.read, self.skipped
         while True:
@@ -211,36 +210,35 @@ class LatentStream:
         images, head = self.images, self.images.head
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool, ThreadPoolExecutor(1) as ahead:
             batches = self._decoded(pool)
-            coming = ahead.submit(next, batches)
+            next_batch = ahead.submit(next, batches)
             try:
                 while True:
-                    pixels, flips, rows, place, read, skipped = coming.result()
-                    coming = ahead.submit(next, batches)
+                    pixels, flips, rows, position, read, skipped = next_batch.result()
+                    next_batch = ahead.submit(next, batches)
                     flips = torch.tensor(flips)[:, None, None, None]
                     pixels = torch.stack(pixels)
                     sample = torch.where(flips, pixels.flip(-1), pixels).to(self.device, torch.float32) / 127.5 - 1
-                    if self.vae is not None:
-                        sample = encode_images(self.vae, sample.to(self.vae.dtype), normalize=False).float()
+                    sample = encode_images(self.vae, sample, normalize=False).float()
                     labels = [-1 if head.id2label is None else row[images.label_column] for row in rows]
                     if self.captions is not None:
                         self.captions.batch = [row[images.caption_column] for row in rows]
-                    self.place, self.read, self.skipped = place, read, skipped
+                    self.position, self.read, self.skipped = position, read, skipped
                     yield {"sample": sample, "label": torch.tensor(labels), "position": torch.arange(len(rows))}
             finally:
-                coming.cancel()
+                next_batch.cancel()
 
     def register(self, accelerator):
         """
-        Have `accelerator.save_state` write where the stream is, a file for each process, and `load_state` go there.
+        Have `accelerator.save_state` write the position of the stream, one file for each process, and `load_state` restore it.
 
-        `load_state` then raises a `ValueError` if it was saved by another number of processes.
+        `load_state` then raises a `ValueError` if another number of processes saved it.
         """
         name = f"stream_{self.process_index}.json"
 
         def save(models, weights, output_dir):
             state = {
                 "num_processes": self.num_processes,
-                "place": self.place,
+                "place": self.position,
                 "read": self.read,
                 "skipped": self.skipped,
             }
@@ -255,7 +253,7 @@ class LatentStream:
                 )
             with open(os.path.join(input_dir, name), encoding="utf-8") as file:
                 state = json.load(file)
-            self.place, self.read, self.skipped = tuple(state["place"]), state["read"], state["skipped"]
+            self.position, self.read, self.skipped = tuple(state["place"]), state["read"], state["skipped"]
 
         accelerator.register_save_state_pre_hook(save)
         accelerator.register_load_state_pre_hook(load)
@@ -263,16 +261,16 @@ class LatentStream:
 
 class StreamedCaptions:
     """
-    The captions of a stream, of which [`CaptionCache`] holds those of the head: encoded batch by batch.
+    The captions of a stream, encoded batch by batch. Only those of the head are in a [`CaptionCache`].
 
     Args:
         head ([`CaptionCache`]):
             The captions of the head.
         text_encoder, tokenizer:
-            What encodes them.
+            The encoder and its tokenizer.
 
     Attributes:
-        batch (`list[str | list[str]]`): The captions of each image of the batch at hand.
+        batch (`list[str | list[str]]`): The captions of each image of the current batch.
     """
 
     empty = 0  # the number of the empty string
@@ -285,9 +283,9 @@ class StreamedCaptions:
         self.batch, self._texts = [], [""]
 
     def choose(self, images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        """As `CaptionCache.choose`, of the batch at hand."""
-        of_each = [[texts] if isinstance(texts, str) else texts for texts in self.batch]
-        chosen = [t[min(int(u * len(t)), len(t) - 1)] for t, u in zip(of_each, uniform.tolist())]
+        """As `CaptionCache.choose`, for the current batch."""
+        captions = [[texts] if isinstance(texts, str) else texts for texts in self.batch]
+        chosen = [t[min(int(u * len(t)), len(t) - 1)] for t, u in zip(captions, uniform.tolist())]
         self._texts = ["", *dict.fromkeys(text for text in chosen if text)]
         number = {text: i for i, text in enumerate(self._texts)}
         return torch.tensor([number[text] for text in chosen])

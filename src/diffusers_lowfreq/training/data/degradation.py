@@ -1,11 +1,11 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Degraded copies of images, as people give them to an upscaler: thumbnails and blurred pictures."""
+"""Degraded copies of images, such as people give to an upscaler: thumbnails and blurred pictures."""
 
 import torch
 import torch.nn.functional as F
 
+from ..keyed import keyed_generator
 from .images import ImageDataset
-from .keyed import keyed_generator
 from .latent_cache import LatentCache
 
 
@@ -14,16 +14,16 @@ DEGRADATIONS = ("thumbnail", "blur")
 
 def degrade(images: torch.Tensor, degradation: str, factor: float) -> torch.Tensor:
     """
-    Remove the detail that a thumbnail by `factor` has lost, and keep the size.
+    Remove the detail that a thumbnail by `factor` loses, and keep the size.
 
     Args:
         images (`torch.Tensor` of shape `(..., channels, height, width)`):
             `uint8` pixels.
         degradation (`str`):
-            `"thumbnail"`: scaled down by `factor`, rounded to 8 bits, and up again, by antialiased bicubic interpolation.
-            `"blur"`: convolved with a Gaussian of a deviation of `factor / 2` pixels, the image mirrored at its borders.
+            `"thumbnail"`: scale down by `factor`, round to 8 bits, and scale up again, by antialiased bicubic interpolation.
+            `"blur"`: convolve with a Gaussian with a standard deviation of `factor / 2` pixels, mirroring at the borders.
         factor (`float`):
-            At least 1; 1 is a thumbnail of full size, which is the image itself.
+            At least 1. A thumbnail by 1 is the image itself.
 
     Returns:
         `torch.Tensor` of the shape of `images`, `uint8`.
@@ -51,9 +51,9 @@ def degrade(images: torch.Tensor, degradation: str, factor: float) -> torch.Tens
 
 class DegradedImages(ImageDataset):
     """
-    The images of a set, each degraded in its own fixed way: thumbnail or blur, by a factor between 2 and 8.
+    The images of a set, each degraded in its own way: a thumbnail or a blur, by a factor between 2 and 8.
 
-    Kind and factor, whose logarithm is uniform, are a function of the number of the image alone.
+    Degradation and factor depend on the number of the image alone. The logarithm of the factor is uniform.
 
     Args:
         images ([`ImageDataset`]):
@@ -77,19 +77,19 @@ class DegradedImages(ImageDataset):
 
 class DegradedPairs(torch.utils.data.Dataset):
     """
-    Serve the batches of a cache together with the latents of the same images, degraded, as `"degraded"`.
+    Serve the batches of a cache, with the latents of the degraded copies of the same images as `"degraded"`.
 
     Args:
         cache ([`LatentCache`]), degraded ([`LatentCache`]):
             The caches of a set and of its [`DegradedImages`].
 
     Raises:
-        ValueError: If they are not of the same images.
+        ValueError: If they do not hold the same images.
     """
 
     def __init__(self, cache: LatentCache, degraded: LatentCache):
         if not torch.equal(cache.positions, degraded.positions):
-            raise ValueError("`degraded` must hold the same images as `cache`, others of it could be read.")
+            raise ValueError("`degraded` must hold the same images as `cache`; another choice of them was readable.")
         self.cache, self.degraded, self.positions = cache, degraded, cache.positions
 
     def __len__(self) -> int:

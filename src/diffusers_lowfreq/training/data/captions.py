@@ -1,22 +1,21 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Encode every distinct caption once, keep the text embeddings in safetensors shards, and serve batches of them."""
+"""The cache of captions: every distinct one is encoded once, and its embedding kept in safetensors shards."""
 
 import hashlib
 import json
 import os
+from functools import partial
 
 import torch
-from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 
-from ..text_encoding import encode_text, fingerprint
-
-
-INDEX = "index.json"
+from ...text_encoding import encode_text, fingerprint
+from .shards import is_complete, load_shards, save_index, save_shard
 
 
 class CaptionCache:
     """
-    Serve text embeddings, by the number of their text, from a folder of shards made by [`CaptionCache.build`].
+    Serve text embeddings from a folder of shards made by [`CaptionCache.build`]. A text is addressed by its number.
 
     Args:
         folder (`str`):
@@ -25,30 +24,18 @@ class CaptionCache:
             The captions of each image, at least one.
 
     Attributes:
-        texts (`list[str]`): The distinct captions, and last the empty string, which stands for a dropped one.
+        texts (`list[str]`): The distinct captions. The last is the empty string, which replaces a dropped caption.
 
     Raises:
-        ValueError: If the index or a shard is missing, or a caption is none of the folder's.
+        ValueError: If the index or a shard is missing, or a caption is not in the folder.
     """
 
     def __init__(self, folder: str, captions: list[list[str]]):
-        path = os.path.join(folder, INDEX)
-        if not os.path.isfile(path):
-            raise ValueError(f"`folder` {folder!r} holds no finished caption cache ({INDEX} is missing).")
-        with open(path, encoding="utf-8") as file:
-            index = json.load(file)
+        index, shards = load_shards(folder, "caption cache")
         self.texts = index["texts"]
-        self._embeddings, starts, lengths = [], [], []
-        found = set(os.listdir(folder))
-        for name in index["shards"]:
-            if name not in found:  # nor a path out of it
-                raise ValueError(
-                    f"The caption cache {folder!r} lacks its shard {name}; delete the folder to rebuild it."
-                )
-            shard = load_file(os.path.join(folder, name))  # memory-mapped
-            self._embeddings.append(shard["embeddings"])
-            lengths.append(shard["lengths"])
-            starts.append(shard["lengths"].cumsum(0) - shard["lengths"])
+        self._embeddings = [shard["embeddings"] for shard in shards]
+        lengths = [shard["lengths"] for shard in shards]
+        starts = [x.cumsum(0) - x for x in lengths]
         self._shard = torch.cat([torch.full((len(x),), i) for i, x in enumerate(lengths)])
         self._start, self._length = torch.cat(starts), torch.cat(lengths)
         number = {text: i for i, text in enumerate(self.texts)}
@@ -66,7 +53,7 @@ class CaptionCache:
 
     @property
     def mean_tokens(self) -> int:
-        """Tokens of a distinct caption, on average."""
+        """The average number of tokens of the distinct captions."""
         return round(self._length.float().mean().item())
 
     def choose(self, images: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -77,22 +64,22 @@ class CaptionCache:
             images (`torch.Tensor` of shape `(batch,)`):
                 Row numbers of the images.
             uniform (`torch.Tensor` of shape `(batch,)`):
-                A number in (0, 1) for each, which decides among its captions.
+                A number in (0, 1) for each image, which decides among its captions.
 
         Returns:
             `torch.Tensor` of shape `(batch,)`: The numbers of the texts.
         """
         counts = self._counts[images]
-        which = (uniform.cpu() * counts).long().minimum(counts - 1)
-        return self._numbers[self._first[images] + which]
+        chosen = (uniform.cpu() * counts).long().minimum(counts - 1)
+        return self._numbers[self._first[images] + chosen]
 
     def embeddings(self, numbers: torch.Tensor, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """
         Look texts up by number.
 
         Returns:
-            `dict[str, torch.Tensor]`: What a text model is told, `encoder_hidden_states` of shape
-            `(batch, text_tokens, width)`, float32, padded to the longest, and `encoder_attention_mask`.
+            `dict[str, torch.Tensor]`: The inputs of a text model, `encoder_hidden_states` of shape
+            `(batch, text_tokens, width)`, float32, padded to the longest text, and `encoder_attention_mask`.
         """
         numbers = numbers.cpu()
         lengths = self._length[numbers]
@@ -120,14 +107,13 @@ class CaptionCache:
         """
         Encode the distinct captions, or return the finished cache of the same captions, encoder and tokenizer.
 
-        Embeddings are stored in half precision, without padding. Shards are written beside and renamed, so that a killed run
-        goes on where it stopped.
+        Embeddings are stored in half precision, without padding. A killed run goes on with the next shard.
 
         Args:
             captions (`list[list[str]]`):
                 The captions of each image, at least one.
             text_encoder (`CLIPTextModel` or `T5EncoderModel`), tokenizer (`PreTrainedTokenizerBase`):
-                What encodes them.
+                The encoder and its tokenizer.
             cache_dir (`str`):
                 Parent folder; the cache lives in `captions-<fingerprint>` below it.
             batch_size (`int`, defaults to `64`), shard_size (`int`, defaults to `8192`):
@@ -140,10 +126,9 @@ class CaptionCache:
         texts = [text for text in dict.fromkeys(text for texts in captions for text in texts) if text] + [""]
         key = json.dumps([1, shard_size, fingerprint(text_encoder, tokenizer), texts])
         folder = os.path.join(cache_dir, f"captions-{hashlib.sha256(key.encode()).hexdigest()[:16]}")
-        if os.path.isfile(os.path.join(folder, INDEX)):
+        if is_complete(folder):
             return cls(folder, captions)
         os.makedirs(folder, exist_ok=True)
-        temporary = f".{os.getpid()}.tmp"  # of this process alone: two runs may build the same cache at a time
         text_encoder.to(device)
         names = []
         starts = range(0, len(texts), shard_size)
@@ -152,16 +137,37 @@ class CaptionCache:
             path = os.path.join(folder, names[-1])
             if os.path.isfile(path):
                 continue
-            parts, lengths = [], []
+            embeddings, lengths = [], []
             shard = texts[start : start + shard_size]
             for first in range(0, len(shard), batch_size):
                 hidden_states, mask = encode_text(text_encoder, tokenizer, shard[first : first + batch_size])
-                parts.append(hidden_states[mask].to("cpu", torch.float16))
+                embeddings.append(hidden_states[mask].to("cpu", torch.float16))
                 lengths.append(mask.sum(1).cpu())
-            save_file({"embeddings": torch.cat(parts), "lengths": torch.cat(lengths)}, path + temporary)
-            os.replace(path + temporary, path)
+            save_shard({"embeddings": torch.cat(embeddings), "lengths": torch.cat(lengths)}, path)
         text_encoder.to("cpu")
-        with open(os.path.join(folder, INDEX + temporary), "w", encoding="utf-8") as file:
-            json.dump({"shards": names, "texts": texts}, file)
-        os.replace(os.path.join(folder, INDEX + temporary), os.path.join(folder, INDEX))
+        save_index({"shards": names, "texts": texts}, folder)
         return cls(folder, captions)
+
+
+def open_captions(accelerator, captions: list[list[str]], text_encoder, tokenizer, args) -> CaptionCache:
+    """
+    Open the cache of some captions, by the options of a script. The main process encodes them, the others wait.
+
+    Args:
+        accelerator (`Accelerator`):
+            The accelerator.
+        captions (`list[list[str]]`), text_encoder, tokenizer:
+            As in [`CaptionCache.build`].
+        args ([`Options`]):
+            The options, see [`add_cache_options`].
+    """
+    with accelerator.main_process_first():
+        return CaptionCache.build(
+            captions,
+            text_encoder,
+            tokenizer,
+            args.cache_dir or os.path.join(args.output_dir, "cache"),
+            batch_size=args.cache_batch_size,
+            device=accelerator.device,
+            progress=partial(tqdm, desc="encode captions", disable=not accelerator.is_main_process),
+        )
