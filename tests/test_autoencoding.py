@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from tiny import make_transformer
 
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, ModelMixin
 from diffusers.utils import BaseOutput
@@ -10,9 +11,12 @@ from diffusers_lowfreq import LowFreqTransformer2DModel
 from diffusers_lowfreq.autoencoding import (
     decode_latents,
     encode_images,
+    image_channels,
+    latent_channels,
     load_autoencoder,
     normalize_latents,
     set_latent_statistics,
+    vae_scale_factor,
 )
 
 
@@ -119,6 +123,30 @@ def test_float32_latents_are_decoded_by_a_half_precision_autoencoder():
     decoded = decode_latents(build("kl").to(torch.bfloat16), latents)
     assert decoded.dtype == torch.bfloat16
     torch.testing.assert_close(decoded.float(), decode_latents(build("kl"), latents), rtol=0.1, atol=0.1)
+
+
+def test_none_is_the_autoencoder_of_pixels():
+    """The images themselves are the latents, in their own type, and one latent is one pixel."""
+    x = images().to(torch.bfloat16)
+    for normalize in (True, False):
+        assert encode_images(None, x, normalize=normalize) is x
+    assert normalize_latents(None, x) is x
+    assert decode_latents(None, x) is x
+    assert load_autoencoder(None) is None
+    assert vae_scale_factor(None) == 1
+    with pytest.raises(ValueError, match="`vae` must be an autoencoder .*None"):
+        set_latent_statistics(None, [0.0], [1.0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_are_those_of_what_is_encoded(kind):
+    """The factor and the channels agree with the shapes of images and latents."""
+    vae, x = build(kind), images()
+    latents = encode_images(vae, x)
+    assert x.shape[-2:] == tuple(side * vae_scale_factor(vae) for side in latents.shape[-2:])
+    model = make_transformer(in_channels=16)  # as of a model that packs four latents into a token
+    assert (image_channels(vae, model), latent_channels(vae, model)) == (x.shape[1], latents.shape[1])
+    assert image_channels(None, model) == latent_channels(None, model) == 16
 
 
 def test_an_autoencoder_with_another_output_is_named():
