@@ -24,7 +24,7 @@ from evaluate import parse_args as parse_evaluation
 from run_study import evaluation_options, load_reference, read_study, run_options
 from shared.environment import environment
 from shared.example_scripts import BENCHMARKS, DECIDED, ROOT, command_line, train, train_lora
-from shared.formats import markdown, measured_by, seeds, spread
+from shared.formats import METRICS, markdown, measured_by, seeds, spread
 from shared.reference import Reference, batches
 from shared.results import earlier, write
 from tqdm.auto import tqdm
@@ -160,28 +160,46 @@ def grade_seed(folders: dict, study: dict, tier: dict, seed: int, reference: Ref
 # ------------------------------------------------------------------------------------------------------------- table
 
 
+def prior_cost(result: dict) -> float:
+    """Return the effective NFE of the prior model."""
+    row = next(row for row in result["rows"] if row["coarse"] == "generated")
+    return row["effective_nfe"] - row["steps"]
+
+
 def caption(result: dict) -> str:
     """Say what was trained, what was graded, and by what."""
     all_seeds = sorted({row["seed"] for row in result["rows"]})
     lora, flow = result["lora"], result["training"][str(all_seeds[0])]["flow"]
     evaluation = result["settings"]["evaluate"]
     (prior_steps,) = evaluation["prior_steps"]
-    generated = next(row for row in result["rows"] if row["coarse"] == "generated")
-    cost = generated["effective_nfe"] - generated["steps"]
     return (
         f"**{result['question']}** Tier `{result['tier']}`, {seeds(all_seeds)} A flow "
         f"of {flow['parameters']} parameters from Gaussian noise ({flow['steps']} steps of {flow['global batch']} images) is the "
         f"stranger. A LoRA of rank {lora['rank']} is trained on it for {lora['max_train_steps']} steps of "
         f"{lora['train_batch_size']}, and so is the stranger itself in the row *trained longer*. Coarse latents are *generated* by a "
-        f"prior model in {prior_steps} steps, which cost {cost:.2f} effective NFE more than the columns say, or *true*, an oracle: "
+        f"prior model in {prior_steps} steps, which cost {prior_cost(result):.2f} effective NFE more than the columns say, or *true*, an oracle: "
         f"those of other test images. In brackets the strength (the noise ratio of the start) that was best there, of "
         f"{', '.join(f'{s:g}' for s in result['strengths'])}. {evaluation['num_images']:,} images, features of "
         f"`{result['extractor']}`; not an FID. {measured_by('strangers', result)}"
     )
 
 
-def distances_table(result: dict, title: str, metric: str, scale: int) -> str:
-    """Write the distances of each way to sample the stranger; of several strengths the best for each number of steps."""
+def brief_caption(result: dict) -> str:
+    """Say what the cells are."""
+    return (
+        f"Distances by the grader `{result['extractor']}`. Tier `{result['tier']}`, "
+        f"{seeds((row['seed'] for row in result['rows']), is_brief=True)} The columns do not count the {prior_cost(result):.2f} effective NFE of the "
+        "prior model. In brackets: the best strength there, the noise ratio of the start."
+    )
+
+
+def distances_table(result: dict, metric: str, is_brief: bool) -> str:
+    """
+    Write the distances of each way to sample the stranger, in brief without true coarse latents.
+
+    Of several strengths the best for each number of steps is written.
+    """
+    title, scale = METRICS[metric]
     steps, cells = result["settings"]["evaluate"]["steps"], {}
     for row in result["rows"]:
         place = (row["method"], row["coarse"], row["noise_ratio"], row["steps"])
@@ -199,18 +217,20 @@ def distances_table(result: dict, title: str, metric: str, scale: int) -> str:
         for choice in [[ratio] for ratio in ratios] if method == "LoRA" else [ratios]:
             name = f"LoRA (α = {choice[0]:g})" if method == "LoRA" else TITLES.get(method, method)
             for coarse in kinds:
+                if is_brief and coarse == "true":
+                    continue
                 lines.append([name, coarse or "-", *(best(method, coarse, n, choice) for n in steps)])
-    return markdown([title, "coarse", *(f"NFE {n}" for n in steps)], lines)
+    return markdown([title[0].upper() + title[1:], "coarse", *(f"NFE {n}" for n in steps)], lines)
 
 
 def table(result: dict, *words: str) -> str:
-    """Write the caption and both distances, or only the distance that `words` name, without the caption."""
-    titles = {
-        "kernel_distance": ("Kernel distance × 1000", "kernel_distance", 1000),
-        "frechet_distance": ("Fréchet distance", "frechet_distance", 1),
-    }
-    parts = [distances_table(result, *titles[word]) for word in words or titles]
-    return "\n\n".join(parts if words else [caption(result), *parts])
+    """Write both distances, or the one that `words` name; with `brief` among them, under a short caption."""
+    if not set(words) <= {*METRICS, "brief"}:
+        raise ValueError(f"`words` must be of {[*METRICS, 'brief']}, got {list(words)}.")
+    is_brief = "brief" in words
+    text = brief_caption(result) if is_brief else caption(result)
+    metrics = [name for name in words if name in METRICS] or list(METRICS)
+    return "\n\n".join([text, *(distances_table(result, name, is_brief) for name in metrics)])
 
 
 def parse_args(argv=None):

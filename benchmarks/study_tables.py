@@ -75,7 +75,7 @@ def caption(result: dict, groups: dict, metric: str, is_brief: bool = False) -> 
     name = METRICS[metric][0]
     name = name[0].upper() + name[1:]
     if is_brief:
-        return f"{name} by the grader `{extractor}`. Tier `{result['tier']}`, {seeds(all_seeds)}"
+        return f"{name} by the grader `{extractor}`. Tier `{result['tier']}`, {seeds(all_seeds, is_brief)}"
     text = [f"**{result['question']}**", f"Tier `{result['tier']}`, {seeds(all_seeds)}"]
     for seed in sorted(all_seeds):
         missing = sorted({key[0] for key in groups} - {run["run"] for run in result["runs"] if run["seed"] == seed})
@@ -112,12 +112,12 @@ def agreement(groups: dict, metric: str, grader: str) -> str:
 
 
 def settings_table(result: dict, metric: str, is_brief: bool) -> str:
-    """Every setting that was graded."""
+    """Every setting that was graded; in brief without costs of training, curvature and coarse distance."""
     groups, scale = gather(result), METRICS[metric][1]
     steps = steps_of(groups)
     rows = [row for run in result["runs"] for row in run["rows"]]
-    curves = [row for group in groups.values() for row in group["curvature"]]
-    has_coarse = any("coarse_frechet_distance" in row for row in rows)
+    curves = [] if is_brief else [row for group in groups.values() for row in group["curvature"]]
+    has_coarse = not is_brief and any("coarse_frechet_distance" in row for row in rows)
     has_named = any("class_named" in row for row in rows)
     shown = {}
     for place, setting in enumerate(SETTINGS, start=1):
@@ -125,7 +125,7 @@ def settings_table(result: dict, metric: str, is_brief: bool) -> str:
         values = [{key[place] for key in groups if key[0] == run} - {None} for run in {key[0] for key in groups}]
         if setting in ("coarse", "prior_steps") or any(len(v) > 1 for v in values):
             shown[setting] = place
-    header = ["run", *(SETTINGS[name] for name in shown), "training TFLOPs"]
+    header = ["run", *(SETTINGS[name] for name in shown), *([] if is_brief else ["training TFLOPs"])]
     header += ["curvature", "curvature / path²", "path²"] * bool(curves) + ["coarse distance"] * has_coarse
     header += ["effective NFE", *(f"distance, {plural(n)}" for n in steps)]
     header += [f"class named, {plural(n)}" for n in steps] * has_named
@@ -143,7 +143,7 @@ def settings_table(result: dict, metric: str, is_brief: bool) -> str:
     lines = []
     for key, group in groups.items():
         cells = [key[0], *("-" if key[place] is None else f"{key[place]}" for place in shown.values())]
-        cells.append(spread(sorted(set(group["training"])), 2))
+        cells += [] if is_brief else [spread(sorted(set(group["training"])), 2)]
         graded = [group["steps"].get(n, []) for n in steps]
         digits = {"curvature": 4, "normalized_curvature": 4, "squared_path_length": 3} if curves else {}
         measured = [(group["curvature"], *item) for item in digits.items()]
@@ -258,13 +258,14 @@ def curvature_table(result: dict, metric: str, is_brief: bool) -> str:
         if not is_brief or key[1] != "true":
             lines.append(cells)
     all_seeds = {run["seed"] for run in result["runs"]}
+    place = f"Tier `{result['tier']}`, {seeds(all_seeds, is_brief)}"
     text = (
-        f"Curvature of the learned flow in 128 steps from {count:,} sources (Lee et al. 2023), the mean squared path, both per "
-        "element, and their ratio, which is free of scale; behind each, how many times less than in the first row. Tier "
-        f"`{result['tier']}`, {seeds(all_seeds)}"
+        f"**{result['question']}** Curvature of the learned flow in 128 steps from {count:,} sources (Lee et al. 2023), the mean "
+        "squared path, both per element, and their ratio, which is free of scale; behind each, how many times less than in the "
+        f"first row. {place} {measured_by('run_study', result)}"
     )
-    if not is_brief:
-        text = f"**{result['question']}** {text} {measured_by('run_study', result)}"
+    if is_brief:
+        text = f"Behind each figure: how many times less than in the first row. {count:,} sources, 128 steps. {place}"
     header = ["run", "coarse", "raw curvature", "times less", "squared path", "times less"]
     return f"{text}\n\n{markdown([*header, 'curvature / path²', 'times less'], lines)}"
 

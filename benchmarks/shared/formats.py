@@ -37,12 +37,12 @@ def listing(values: Iterable, noun: str) -> str:
     return f"{noun}s {', '.join(most)} and {last}" if most else f"{noun} {last}"
 
 
-def seeds(values: Iterable[int]) -> str:
-    """Say which seeds a table is made of, and what its ± means."""
-    meaning = (
-        ": means ± half the range between seeds." if len(set(values)) > 1 else ", so no difference here is a finding."
-    )
-    return listing(set(values), "seed") + meaning
+def seeds(values: Iterable[int], is_brief: bool = False) -> str:
+    """Say which seeds a table is made of and, unless in brief, what its ± means; of one seed, that it is no finding."""
+    found = set(values)
+    if len(found) == 1:
+        return f"{listing(found, 'seed')}, so no difference here is a finding."
+    return listing(found, "seed") + ("." if is_brief else ": means ± half the range between seeds.")
 
 
 def measured_by(script: str, result: dict, *details: str) -> str:
