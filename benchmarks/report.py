@@ -79,13 +79,13 @@ def write_tables(result: dict, name: str, files: list[str]):
             file.write(text)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", required=True)
     parser.add_argument("--metric", choices=list(METRICS), default="kernel_distance", help="of the figure")
     parser.add_argument("--figures_dir", help="where to draw NAME.png, and NAME-spectrum.png if there are spectra")
     parser.add_argument("files", nargs="*", help="Markdown files with marks")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     result = load(args.results)
     name = os.path.splitext(os.path.basename(args.results))[0]
     if args.files:
