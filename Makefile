@@ -72,6 +72,7 @@ bench-space: $(SPACE_STAMP)
 	$(SPACE)/bin/python benchmarks/space.py --output benchmarks/results/space.json --screenshot docs/figures/space.png
 
 # The studies: CIFAR-10 as parquet files, or folders of images; TIER is a key of benchmarks/tiers.json. They go on where they stopped.
+EVIDENCE = docs/evidence.md $(wildcard docs/evidence/*.md)
 TIER ?= cpu
 TRAIN_DATA ?= cifar10/train.parquet
 TEST_DATA ?= cifar10/test.parquet
@@ -80,7 +81,7 @@ VAE ?= checkpoints/cifar10-32
 
 $(STUDIES:%=bench-%): bench-%: $(STAMP)
 	$(RUN) benchmarks/run_study.py --study $* --tier $(TIER) --train_data $(TRAIN_DATA) --test_data $(TEST_DATA) --vae $(VAE)
-	$(RUN) benchmarks/report.py --results benchmarks/results/$*-$(TIER).json --figures_dir docs/figures docs/evidence.md README.md
+	$(RUN) benchmarks/report.py --results benchmarks/results/$*-$(TIER).json --figures_dir docs/figures README.md $(EVIDENCE)
 
 bench-ablations: bench-noise-ratio bench-projection
 
@@ -88,7 +89,7 @@ bench-gap: bench-prior bench-truncation
 
 bench-strangers: $(STAMP)
 	$(RUN) benchmarks/strangers.py --tier $(TIER) --train_data $(TRAIN_DATA) --test_data $(TEST_DATA)
-	$(RUN) benchmarks/report.py --results benchmarks/results/strangers-$(TIER).json docs/evidence.md
+	$(RUN) benchmarks/report.py --results benchmarks/results/strangers-$(TIER).json $(EVIDENCE)
 
 COUPLING = $(RUN) benchmarks/coupling.py --data $(TRAIN_DATA) --output benchmarks/results/coupling
 bench-coupling: $(STAMP)
@@ -98,8 +99,7 @@ bench-coupling: $(STAMP)
 	$(COUPLING)-latents.json --vae $(VAE) --num_pairs 1000 --factor 2 4
 	$(COUPLING)-latents.json --vae $(VAE) --num_pairs 10000 --factor 2 --noise_ratio 0.5 --operators bicubic
 	for space in pixels latents; do \
-		$(RUN) benchmarks/report.py --results benchmarks/results/coupling-$$space.json --figures_dir docs/figures docs/evidence.md \
-			|| exit 1; \
+		$(RUN) benchmarks/report.py --results benchmarks/results/coupling-$$space.json --figures_dir docs/figures $(EVIDENCE) || exit 1; \
 	done
 
 bench-pictures: $(STAMP)
@@ -114,5 +114,5 @@ bench-upscale: $(STAMP)
 	$(RUN) benchmarks/upscale.py $(UPSCALE)/upscale.json --lora checkpoints/cifar10-32-upscale \
 		--grader checkpoints/graders/cifar10-32 checkpoints/graders/cifar10-32-seed-1 --figure docs/figures/upscale.png
 	for name in degraded-latents upscale; do \
-		$(RUN) benchmarks/report.py --results benchmarks/results/$$name.json docs/upscaling.md || exit 1; \
+		$(RUN) benchmarks/report.py --results benchmarks/results/$$name.json docs/upscaling.md checkpoints/cifar10-32-upscale/README.md || exit 1; \
 	done

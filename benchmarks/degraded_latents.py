@@ -5,25 +5,28 @@
     python benchmarks/degraded_latents.py --pipeline checkpoints/cifar10-32 --data cifar10/test.parquet --split test \
         --output benchmarks/results/degraded-latents.json
 
-A linear encoder would commute with the degradation; beside each figure stands that of the pixels themselves, with a projection
-to the same number of places.
+A linear encoder would commute with the degradation. Beside each figure stands that of the pixels, with a projection to the same
+number of places.
 """
 
 import argparse
-import json
 import os
 
 import torch
+from shared.environment import environment
+from shared.formats import markdown, measured_by
+from shared.reference import image_size
+from shared.results import write
 from tqdm.auto import tqdm
 
 from diffusers_lowfreq import LowFrequencyProjection, LowFreqUpscalePipeline
 from diffusers_lowfreq.autoencoding import encode_images
-from diffusers_lowfreq.training import DEGRADATIONS, degrade, keyed_generator, load_images, machine_kind
+from diffusers_lowfreq.training import DEGRADATIONS, degrade, keyed_generator, load_images
 
 
 @torch.no_grad()
 def measure(spaces: dict, images: torch.Tensor, degradation: str, factor: float, batch_size: int) -> dict:
-    """The distance in each space, over the length of `D E(x)` and over its length without the mean of each channel."""
+    """Measure the distance in each space, over the length of `D E(x)` and over its length without the mean of each channel."""
     row = {"degradation": degradation, "factor": factor}
     for name, coarse in spaces.items():
         true, other = (
@@ -38,11 +41,29 @@ def measure(spaces: dict, images: torch.Tensor, degradation: str, factor: float,
     return row
 
 
+def table(result: dict) -> str:
+    """Write the distance of each degradation, in latents and in pixels."""
+    text = (
+        f"Distance of the coarse latents of {result['num_images']:,} degraded {result['split']} images from those of the images "
+        f"themselves, `|D E(x) - D E(degraded x)| / |D E(x)|`, with the autoencoder of `{result['pipeline']}` and its projection "
+        f"(`{result['projection']}`, factor {result['factor']}); in brackets over the length without the mean of each channel. "
+        f"In pixels: the same for `D` itself, by {result['pixel_factor']} to as many places: what a linear encoder would "
+        f"leave. {measured_by('degraded_latents', result)}"
+    )
+    lines = []
+    for row in result["degradations"]:
+        cells = [
+            f"{row[k]['relative_distance']:.1%} ({row[k]['centred_distance']:.1%})" for k in ("latents", "pixels")
+        ]
+        lines.append([f"{row['degradation']} by {row['factor']:g}", *cells])
+    return f"{text}\n\n{markdown(['degradation', 'latents', 'pixels'], lines)}"
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("--data", required=True, help="a folder of images, or parquet files")
-    parser.add_argument("--split", required=True, help="what results call these images")
+    parser.add_argument("--split", required=True, help="the name of these images in the results")
     parser.add_argument("--output", required=True)
     parser.add_argument("--num_images", type=int, default=2000, help="the first of a fixed random order")
     parser.add_argument("--factor", type=float, nargs="+", default=[2.0, 4.0, 8.0])
@@ -50,8 +71,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     pipe = LowFreqUpscalePipeline.from_pretrained(args.pipeline)
-    projection, height = pipe.scheduler.projection, pipe._default_size(None, None)[0]
-    data = load_images(train_data_dir=args.data, resolution=height)
+    projection = pipe.scheduler.projection
+    data = load_images(train_data_dir=args.data, resolution=image_size(pipe)[0])
     order = torch.randperm(len(data), generator=keyed_generator(0, "test")).tolist()[: args.num_images]
     images = torch.stack([image for _, image in data.decode_all(order)])
     in_pixels = LowFrequencyProjection(projection.projection, projection.factor * pipe.vae_scale_factor)
@@ -60,20 +81,11 @@ def main(argv=None):
         "pixels": in_pixels.downsample,
     }
     settings = [(degradation, factor) for degradation in DEGRADATIONS for factor in args.factor]
-    result = {
-        "pipeline": os.path.basename(args.pipeline.rstrip("/")),
-        "split": args.split,
-        "num_images": len(images),
-        "projection": projection.projection,
-        "factor": projection.factor,
-        "pixel_factor": in_pixels.factor,
-        "machine": machine_kind(),
-        "torch": torch.__version__,
-        "degradations": [measure(spaces, images, *setting, args.batch_size) for setting in tqdm(settings)],
-    }
-    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
-    with open(args.output, "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=1)
+    result = {"script": "degraded_latents", "pipeline": os.path.basename(args.pipeline.rstrip("/"))}
+    result |= {"split": args.split, "num_images": len(images), "projection": projection.projection}
+    result |= {"factor": projection.factor, "pixel_factor": in_pixels.factor} | environment()
+    result["degradations"] = [measure(spaces, images, *setting, args.batch_size) for setting in tqdm(settings)]
+    write(result, args.output)
     print(f"wrote {args.output}")
 
 

@@ -11,7 +11,6 @@ the prior by their share of its FLOPs. With several graders the figures of the f
 """
 
 import argparse
-import hashlib
 import inspect
 import json
 import os
@@ -20,23 +19,20 @@ from itertools import product
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from graders import Grader
+from shared.environment import environment
+from shared.formats import markdown
+from shared.reference import Extractor, Reference, batches, image_size, psnr, through_autoencoder, true_coarse
+from shared.results import refuse_existing, write
 from tqdm.auto import tqdm
 
-import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqPipeline
-from diffusers_lowfreq.autoencoding import decode_latents, encode_images
-from diffusers_lowfreq.evaluation import (
-    FeatureMoments,
-    FeatureStatistics,
-    curvature,
-    frechet_distance,
-    radial_power_spectrum,
-)
-from diffusers_lowfreq.training import LatentCache, keyed_generator, load_images, machine_kind
+from diffusers_lowfreq.evaluation import FeatureMoments, curvature, frechet_distance, radial_power_spectrum
+from diffusers_lowfreq.training import keyed_generator
+
+
+BY_PRIOR = ("generated", "truncated")  # the kinds of coarse latents that the prior model makes
 
 
 def parse_args(argv=None):
@@ -50,7 +46,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--grader_resolution", type=int, help="images are resized to it for the grader")
     parser.add_argument("--data", required=True, help="images to compare with: a folder, or parquet files")
-    parser.add_argument("--split", required=True, help="what results call these images")
+    parser.add_argument("--split", required=True, help="the name of these images in the results")
     parser.add_argument("--cache_dir", default="out/grader-cache")
     parser.add_argument("--output", required=True)
     parser.add_argument("--num_images", type=int, default=2000)
@@ -74,96 +70,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-class Extractor(torch.nn.Module):
-    """A grader of `train_features.py` or a TorchScript extractor; remembers which images it took for what they are."""
-
-    def __init__(self, path: str, resolution: int | None = None):
-        super().__init__()
-        self.resolution = resolution
-        self.name = os.path.basename(path.rstrip("/"))
-        if os.path.isfile(path):
-            self.network = torch.jit.load(path, map_location="cpu").eval()
-        else:
-            self.network = Grader.from_pretrained(path, use_safetensors=True).float().eval()
-        self.classes = []
-
-    def forward(self, images):
-        if self.resolution is not None:
-            size = (self.resolution, self.resolution)
-            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        output = self.network(images)
-        if isinstance(output, tuple):
-            self.classes.append(output[0].argmax(1))
-        return output
-
-    def named(self, labels: torch.Tensor) -> float | None:
-        """The share of the images since the last call that it takes for their labels; `None` if it does not classify."""
-        classes, self.classes = self.classes, []
-        return (torch.cat(classes).cpu() == labels.cpu()).float().mean().item() if classes else None
-
-
-def fingerprint(cache: LatentCache) -> str:
-    """A hash of what a cache of pixels holds, the same on every machine."""
-    digest = hashlib.sha256()
-    for values in (*cache.latents, cache.labels):
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-class Reference:
-    """
-    Real images in a fixed shuffled order.
-
-    The first `num_held_out` lend their labels and, for the oracle, their coarse versions; all others are what generated
-    images are compared with, so that the oracle is not graded by the images that it was made from.
-    """
-
-    def __init__(
-        self, data: str, split: str, resolution: int, extractors: list[Extractor], cache_dir: str, num_held_out: int
-    ):
-        self.cache = LatentCache.build(
-            load_images(train_data_dir=data, resolution=resolution), None, cache_dir, progress=tqdm
-        )
-        if not 0 < num_held_out < len(self.cache) - 1:
-            raise ValueError(
-                f"`num_images` must leave at least 2 of the {len(self.cache)} images of `data` to compare with, got "
-                f"{num_held_out}."
-            )
-        self.order = torch.randperm(len(self.cache), generator=keyed_generator(0, "test")).tolist()
-        self.extractors, self.split = extractors, split
-        self.device = next((p.device for p in extractors[0].parameters()), torch.device("cpu"))
-        self.statistics = [FeatureStatistics(e, e.name, split, max_features=2000) for e in extractors]
-        classes, spectra = [], []
-        for start in tqdm(range(num_held_out, len(self.cache), 500), desc=f"features of {split}"):
-            images, labels = self.batch(start, start + 500)
-            for statistics in self.statistics:
-                statistics.update(images)
-            classes.append(labels)
-            spectra.append(radial_power_spectrum(images))
-        self.accuracy = [extractor.named(torch.cat(classes)) for extractor in extractors]
-        self.spectrum = torch.cat(spectra).mean(0).tolist()
-
-    @property
-    def facts(self) -> dict:
-        """What these figures depend on, for a results file."""
-        return {
-            "extractor": self.extractors[0].name,
-            "graders": {e.name: {"accuracy": a} for e, a in zip(self.extractors, self.accuracy)},
-            "split": self.split,
-            "num_reference": self.statistics[0].num_images,
-            "reference_fingerprint": fingerprint(self.cache),
-        }
-
-    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images in [0, 1] and their labels."""
-        batch = self.cache.__getitems__([(i, False) for i in self.order[start:stop]])
-        return ((batch["sample"] + 1) / 2).to(self.device), batch["label"].to(self.device)
-
-    def compare(self, generated: list[FeatureStatistics]) -> dict:
-        """Figures of the first grader, and the distances of the others by their names."""
-        first, *others = [s.compare(r, kernel_subsets=None) for s, r in zip(generated, self.statistics, strict=True)]
-        distances = ("frechet_distance", "kernel_distance")
-        return first | ({"graders": {o["extractor"]: {k: o[k] for k in distances} for o in others}} if others else {})
+# ---------------------------------------------------------------------------------------------------------- generate
 
 
 def generate(pipe, steps: int, labels: torch.Tensor, generators: list[torch.Generator], **inputs):
@@ -201,6 +108,13 @@ def folded_guidance(pipe, component: str) -> float | None:
     return (config.get("guidance_scale") or 1.0) if config.get("use_meanflow") else None
 
 
+def has_labels(pipe) -> bool:
+    """Say whether a pipeline is told classes."""
+    if isinstance(pipe, LowFreqPipeline):
+        return pipe.transformer.config.num_classes is not None
+    return "class_labels" in inspect.signature(pipe.__call__).parameters
+
+
 def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
     """The velocity that a low-frequency pipeline integrates."""
     model = pipe.transformer
@@ -222,161 +136,176 @@ def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
     return velocity
 
 
+# ------------------------------------------------------------------------------------------------------------- grade
+
+
+def list_settings(pipe, args) -> list[dict]:
+    """List what to grade: each noise ratio with each kind of coarse latents, number of prior steps and guidance."""
+    is_ours, settings = isinstance(pipe, LowFreqPipeline), []
+    guidance_scales = args.guidance_scale or [folded_guidance(pipe, "transformer") or 1.0]
+    for noise_ratio in (args.noise_ratio or [pipe.scheduler.config.noise_ratio]) if is_ours else [None]:
+        for coarse in args.coarse if noise_ratio is not None and noise_ratio < 1 else [None]:
+            all_prior_steps = args.prior_steps if coarse in BY_PRIOR else [None]
+            prior_scales = args.prior_guidance_scale if coarse in BY_PRIOR else None
+            for prior_steps, scale, prior_scale in product(all_prior_steps, guidance_scales, prior_scales or [None]):
+                setting = {"coarse": coarse, "prior_steps": prior_steps, "noise_ratio": noise_ratio}
+                setting["guidance_scale"] = scale
+                if coarse in BY_PRIOR:
+                    default = folded_guidance(pipe, "prior") or scale
+                    setting["prior_guidance_scale"] = default if prior_scale is None else prior_scale
+                settings.append(setting)
+    return settings
+
+
+def call_inputs(setting: dict) -> dict:
+    """Return a setting as arguments of a pipeline."""
+    inputs = {name: setting[name] for name in ("guidance_scale", "noise_ratio")}
+    if setting["coarse"] in BY_PRIOR:
+        inputs |= {"truncate_prior": setting["coarse"] == "truncated"}
+        inputs |= {"prior_num_inference_steps": setting["prior_steps"]}
+        inputs |= {"prior_guidance_scale": setting["prior_guidance_scale"]}
+    return inputs
+
+
+def grade_steps(pipe, reference: Reference, args, setting: dict, steps: int, coarse_moments, bar) -> dict:
+    """Grade a setting at one number of steps; `coarse_moments` gathers the coarse latents, unless it is `None`."""
+    inputs, costs, spectra, seconds = call_inputs(setting), [], [], []
+
+    def make(images, labels, start, stop):
+        if setting["coarse"] == "true":
+            inputs["prior_latents"] = true_coarse(pipe, images)
+        generators = [keyed_generator(args.seed, i) for i in range(start, stop)]
+        started = time.perf_counter()
+        generated, nfe, low = generate(pipe, steps, labels, generators, **inputs)
+        seconds.append(time.perf_counter() - started)
+        costs.append(nfe)
+        if coarse_moments is not None:
+            coarse_moments.update(low.flatten(1))
+        if args.spectrum:
+            spectra.append(radial_power_spectrum(generated))
+        bar.update()
+        return generated
+
+    figures, named = reference.grade(make, args.num_images, args.batch_size)
+    row = figures | {"seconds_per_image": round(sum(seconds) / args.num_images, 5)}
+    row |= {"class_named": named} if has_labels(pipe) else {}
+    row |= {"spectrum": torch.cat(spectra).mean(0).tolist()} if args.spectrum else {}
+    return {"steps": steps, "effective_nfe": round(costs[-1], 4)} | row
+
+
 @torch.no_grad()
 def grade(pipe, reference: Reference, args, progress=tqdm) -> dict:
-    """Grade a pipeline in every setting of `args`; a dictionary with a row for each."""
+    """Grade a pipeline in every setting of `args`; return a dictionary with a row for each."""
     if args.curvature_images > args.num_images:
         raise ValueError(f"`curvature_images` must be at most `num_images`, got {args.curvature_images}.")
     pipe.set_progress_bar_config(disable=True)
-    ours = isinstance(pipe, LowFreqPipeline)
-    vae = getattr(pipe, "vae", None)
-    if ours:
-        is_conditional = pipe.transformer.config.num_classes is not None
-    else:
-        is_conditional = "class_labels" in inspect.signature(pipe.__call__).parameters
-    batches = [(s, min(s + args.batch_size, args.num_images)) for s in range(0, args.num_images, args.batch_size)]
-
-    def true_coarse(images):
-        sample = encode_images(vae, images * 2 - 1) if vae is not None else images * 2 - 1
-        return pipe.scheduler.projection.downsample(sample)
-
-    result = {"rows": []}
-    if ours and vae is not None:
-        psnr = []
-        for start, stop in batches:
-            images, _ = reference.batch(start, stop)
-            decoded = (decode_latents(vae, encode_images(vae, images * 2 - 1)).clamp(-1, 1) + 1) / 2
-            psnr.append(-10 * (decoded - images).square().flatten(1).mean(1).log10())
-        result |= {"autoencoder_psnr_db": torch.cat(psnr).mean().item(), "autoencoder_psnr_images": args.num_images}
-    settings = []
-    for noise_ratio in (args.noise_ratio or [pipe.scheduler.config.noise_ratio]) if ours else [None]:
-        for coarse in args.coarse if noise_ratio is not None and noise_ratio < 1 else [None]:
-            for prior_steps in args.prior_steps if coarse in ("generated", "truncated") else [None]:
-                prior_scales = args.prior_guidance_scale if coarse in ("generated", "truncated") else None
-                scales = product(
-                    args.guidance_scale or [folded_guidance(pipe, "transformer") or 1.0], prior_scales or [None]
-                )
-                settings += [(noise_ratio, coarse, prior_steps, *scale) for scale in scales]
-    if any(coarse == "generated" for _, coarse, *_ in settings):
-        true_low = torch.cat([true_coarse(reference.batch(*batch)[0]).flatten(1) for batch in batches])
-        true_moments = FeatureMoments(true_low.shape[1])
-        true_moments.update(true_low)
-    bar = progress(total=len(settings) * len(batches) * len(args.steps))
-    for noise_ratio, coarse, prior_steps, guidance_scale, prior_guidance_scale in settings:
-        if prior_guidance_scale is None:
-            prior_guidance_scale = folded_guidance(pipe, "prior") or guidance_scale
-        setting = {"coarse": coarse, "prior_steps": prior_steps, "noise_ratio": noise_ratio}
-        setting |= {"guidance_scale": guidance_scale}
-        inputs = {"guidance_scale": guidance_scale, "noise_ratio": noise_ratio}
-        if coarse in ("generated", "truncated"):
-            inputs["truncate_prior"] = coarse == "truncated"
-            inputs |= {"prior_num_inference_steps": prior_steps, "prior_guidance_scale": prior_guidance_scale}
-            setting["prior_guidance_scale"] = prior_guidance_scale
-        if coarse == "generated":
-            coarse_moments = FeatureMoments(true_moments.dim)
-        for steps in args.steps:
-            statistics = [FeatureStatistics(e, e.name, max_features=2000) for e in reference.extractors]
-            classes, spectra, seconds = [], [], 0.0
-            for start, stop in batches:
-                images, labels = reference.batch(start, stop)
-                if coarse == "true":
-                    inputs["prior_latents"] = true_coarse(images)
-                generators = [keyed_generator(args.seed, i) for i in range(start, stop)]
-                started = time.perf_counter()
-                generated, nfe, low = generate(pipe, steps, labels, generators, **inputs)
-                seconds += time.perf_counter() - started
-                if coarse == "generated" and steps == args.steps[0]:
-                    coarse_moments.update(low.flatten(1))
-                for gathered in statistics:
-                    gathered.update(generated)
-                classes.append(labels)
-                if args.spectrum:
-                    spectra.append(radial_power_spectrum(generated))
-                bar.update()
-            row = setting | {"steps": steps, "effective_nfe": round(nfe, 4)}
-            if coarse == "generated":
-                row["coarse_frechet_distance"] = frechet_distance(coarse_moments, true_moments)
-            row |= reference.compare(statistics) | {"seconds_per_image": round(seconds / args.num_images, 5)}
-            named = [extractor.named(torch.cat(classes)) for extractor in reference.extractors]
-            if is_conditional:
-                row["class_named"] = named[0]
-            if args.spectrum:
-                row["spectrum"] = torch.cat(spectra).mean(0).tolist()
-            result["rows"].append(row)
-        if ours and args.curvature_images and coarse != "truncated" and prior_steps in (None, args.prior_steps[-1]):
-            figures = grade_paths(pipe, reference, args, inputs, true_coarse)
-            result.setdefault("curvature", []).append(setting | figures)
+    is_ours, settings, result = isinstance(pipe, LowFreqPipeline), list_settings(pipe, args), {"rows": []}
+    cut = batches(args.num_images, args.batch_size)
+    if is_ours and pipe.vae is not None:
+        real = (reference.batch(*batch)[0] for batch in cut)
+        values = torch.cat([psnr(through_autoencoder(pipe.vae, images), images) for images in real])
+        result |= {"autoencoder_psnr_db": values.mean().item(), "autoencoder_psnr_images": args.num_images}
+    if any(setting["coarse"] == "generated" for setting in settings):
+        low = torch.cat([true_coarse(pipe, reference.batch(*batch)[0]).flatten(1) for batch in cut])
+        true_moments = FeatureMoments(low.shape[1])
+        true_moments.update(low)
+    bar = progress(total=len(settings) * len(cut) * len(args.steps))
+    for setting in settings:
+        moments = FeatureMoments(true_moments.dim) if setting["coarse"] == "generated" else None
+        for steps in args.steps:  # the coarse latents are the same whatever the steps of the flow
+            found = moments if steps == args.steps[0] else None
+            row = grade_steps(pipe, reference, args, setting, steps, found, bar)
+            if moments is not None:
+                row["coarse_frechet_distance"] = frechet_distance(moments, true_moments)
+            result["rows"].append(setting | row)
+        has_curvature = setting["coarse"] != "truncated" and setting["prior_steps"] in (None, args.prior_steps[-1])
+        if is_ours and args.curvature_images and has_curvature:
+            result.setdefault("curvature", []).append(setting | grade_paths(pipe, reference, args, setting))
     bar.close()
     return result
 
 
-def grade_paths(pipe, reference, args, inputs, true_coarse) -> dict:
-    """Measure the curvature from the sources of one setting."""
-    is_conditional = pipe.transformer.config.num_classes is not None
-    paths = []
-    for start in range(0, args.curvature_images, args.batch_size):
-        images, labels = reference.batch(start, min(start + args.batch_size, args.curvature_images))
-        generators = [keyed_generator(args.seed, i) for i in range(start, start + len(images))]
-        if "prior_latents" in inputs:
-            inputs["prior_latents"] = true_coarse(images)
+def grade_paths(pipe: LowFreqPipeline, reference: Reference, args, setting: dict) -> dict:
+    """Measure the curvature of the paths from the sources of one setting."""
+    inputs, paths = call_inputs(setting), []
+    for start, stop in batches(args.curvature_images, args.batch_size):
+        images, labels = reference.batch(start, stop)
+        generators = [keyed_generator(args.seed, i) for i in range(start, stop)]
+        if setting["coarse"] == "true":
+            inputs["prior_latents"] = true_coarse(pipe, images)
         output = pipe(
-            labels if is_conditional else None,
-            num_images_per_prompt=1 if is_conditional or "prior_latents" in inputs else len(images),
+            labels if has_labels(pipe) else None,
+            num_images_per_prompt=1 if has_labels(pipe) or "prior_latents" in inputs else len(images),
             num_inference_steps=1,
             generator=generators,
             output_type="latent",
             **inputs,
         )
-        if inputs["noise_ratio"] == 1:
+        if setting["noise_ratio"] == 1:
             source = randn_tensor(output.images.shape, generator=generators, device=reference.device)
         else:
-            source = pipe.prepare_latents(output.prior_latents, inputs["noise_ratio"], generators)
-        velocity = flow_velocity(pipe, labels, inputs["noise_ratio"], inputs["guidance_scale"])
+            source = pipe.prepare_latents(output.prior_latents, setting["noise_ratio"], generators)
+        velocity = flow_velocity(pipe, labels, setting["noise_ratio"], setting["guidance_scale"])
         paths.append(curvature(velocity, source))
     bend, length = (
-        torch.cat([getattr(p, k) for p in paths]).mean().item() for k in ("curvature", "squared_path_length")
+        torch.cat([getattr(path, name) for path in paths]).mean().item()
+        for name in ("curvature", "squared_path_length")
     )
     figures = {"curvature": bend, "squared_path_length": length, "normalized_curvature": bend / max(length, 1e-12)}
     return figures | {"curvature_images": args.curvature_images}
 
 
-def environment(args) -> dict:
-    """What a figure depends on beside the pipeline."""
-    return {
-        "num_images": args.num_images,
-        "seed": args.seed,
-        "machine": machine_kind(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+# ------------------------------------------------------------------------------------------------------------- table
+
+
+def table(result: dict) -> str:
+    """Write what the README and the model cards show."""
+    accuracy = result["graders"][result["extractor"]]["accuracy"]
+    kinds = {row["coarse"] for row in result["rows"]}
+    meanings = {
+        "generated": "*Generated* coarse latents come from the prior model.",
+        "truncated": "*Truncated* ones come from the prior model, which stops early and leaves its noise to the source.",
+        "true": f"*True* ones come from {result['num_images']:,} {result['split']} images that are not compared with.",
     }
+    text = (
+        f"Measured by `benchmarks/evaluate.py` (seed {result['seed']}, {result['num_images']:,} images with the labels of as "
+        f"many {result['split']} images, {result['machine']}, torch {result['torch']}). *Class named* is how often the grader, "
+        f"a classifier that is right on {accuracy:.1%} of the real {result['split']} images, names the "
+        f"class asked for (chance: 10%). The distance is a Fréchet distance on that classifier's features against "
+        f"{result['num_reference']:,} {result['split']} images; it is not an FID. "
+        + " ".join(meaning for kind, meaning in meanings.items() if kind in kinds)
+        + f" The autoencoder alone reaches {result['autoencoder_psnr_db']:.2f} dB PSNR on "
+        f"{result['autoencoder_psnr_images']:,} {result['split']} images."
+    )
+    header = ["checkpoint", "coarse", "prior steps", "α", "guidance", "steps", "effective NFE", "class named", "Fréchet distance"]  # fmt: skip
+    lines = []
+    for row in result["rows"]:
+        prior_steps = "-" if row["prior_steps"] is None else row["prior_steps"]
+        cells = [row.get("pipeline", result["pipeline"]), row["coarse"], prior_steps, f"{row['noise_ratio']:g}"]
+        cells += [f"{row['guidance_scale']:g}", row["steps"], f"{row['effective_nfe']:.2f}"]
+        lines.append([*cells, f"{row['class_named']:.1%}", f"{row['frechet_distance']:.2f}"])
+    return f"{text}\n\n{markdown(header, lines)}"
 
 
-def main():
-    args = parse_args()
-    if os.path.exists(args.output):
-        raise ValueError(f"`output` must not exist, nothing is overwritten: {args.output!r} does.")
+def main(argv=None):
+    args = parse_args(argv)
+    refuse_existing(args.output)
     pipe = DiffusionPipeline.from_pretrained(args.pipeline, use_safetensors=True)
     name = os.path.basename(args.pipeline.rstrip("/"))
     if args.prior is not None:
         pipe.register_modules(prior=DiffusionPipeline.from_pretrained(args.prior, use_safetensors=True).prior)
         name += f", prior of {os.path.basename(args.prior.rstrip('/'))}"
-    network = getattr(pipe, "transformer", None) or pipe.unet
-    size = network.config.sample_size
-    vae, scale = getattr(pipe, "vae", None), 1
-    if vae is not None:  # not every pipeline of diffusers says by how much its autoencoder shrinks an image
-        scale = getattr(pipe, "vae_scale_factor", None) or 2 ** (len(vae.config.block_out_channels) - 1)
-    resolution = (size if isinstance(size, int) else size[0]) * scale
     extractors = [Extractor(path, args.grader_resolution).to(args.device) for path in args.grader]
+    resolution = image_size(pipe)[0]
     reference = Reference(args.data, args.split, resolution, extractors, args.cache_dir, args.num_images)
-    result = {"pipeline": name} | reference.facts | environment(args)
+    result = {"script": "evaluate", "pipeline": name} | reference.facts
+    result |= {"num_images": args.num_images, "seed": args.seed} | environment()
     if args.spectrum:
         result["spectrum"] = reference.spectrum
     result |= grade(pipe.to(args.device), reference, args)
-    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
-    with open(args.output, "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=1)
+    write(result, args.output)
     for row in result["rows"]:
-        print(json.dumps({k: v for k, v in row.items() if k != "spectrum"}))
+        print(json.dumps({name: value for name, value in row.items() if name != "spectrum"}))
     print(f"wrote {args.output}")
 
 

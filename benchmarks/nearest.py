@@ -8,22 +8,18 @@
 
 import argparse
 import os
-import sys
 
 import torch
 from graders import Grader
+from shared.example_scripts import picture
 from tqdm.auto import tqdm
 
 from diffusers_lowfreq import LowFreqPipeline
 from diffusers_lowfreq.training import LatentCache, keyed_generator, load_images
 
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples"))
-from demo import picture  # noqa: E402
-
-
 @torch.no_grad()
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pipeline", required=True)
     parser.add_argument("--grader", required=True)
@@ -33,7 +29,7 @@ def main():
     parser.add_argument("--guidance_scale", type=float, default=4.0)
     parser.add_argument("--num_neighbours", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     pipe = LowFreqPipeline.from_pretrained(args.pipeline)
     pipe.set_progress_bar_config(disable=True)

@@ -11,14 +11,17 @@ import argparse
 import copy
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
 import torch
-from tqdm.auto import tqdm
+from shared.environment import environment
+from shared.formats import markdown, measured_by
+from shared.noise_images import make_noise_images
+from shared.results import write
+from shared.timing import ratio
 
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
@@ -36,28 +39,10 @@ from diffusers_lowfreq import (
 )
 from diffusers_lowfreq.autoencoding import decode_latents
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow
-from diffusers_lowfreq.training import KeyedBatchSampler, LatentCache, load_images, machine_kind, uniform
+from diffusers_lowfreq.training import KeyedBatchSampler, LatentCache, load_images, uniform
 
 
 BASES = "from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DiffusionPipeline, ModelMixin, SchedulerMixin"
-
-
-def ratio(ours, bare, pairs: int, title: str) -> dict:
-    """Time two callables in turn and return the median ratio with its spread."""
-    ours(), bare()
-    ratios = []
-    for _ in tqdm(range(pairs), desc=title):
-        started = time.perf_counter()
-        ours()
-        middle = time.perf_counter()
-        bare()
-        ratios.append((middle - started) / (time.perf_counter() - middle))
-    quartiles = statistics.quantiles(ratios, n=4)
-    return {
-        "ratio": round(quartiles[1], 4),
-        "quartiles": [round(quartiles[0], 4), round(quartiles[2], 4)],
-        "pairs": pairs,
-    }
 
 
 @torch.no_grad()
@@ -74,13 +59,7 @@ def pipeline_call(pipe, pairs):
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
     )
-    size, factor, channels = (
-        pipe.transformer.config.sample_size,
-        pipe.scheduler.config.factor,
-        pipe.transformer.config.in_channels,
-    )
-    x = torch.randn(16, channels, *size)
-    low = torch.randn(16, channels, size[0] // factor, size[1] // factor)
+    x, low = torch.randn(16, *pipe.transformer.sample_shape), torch.randn(16, *pipe.prior.sample_shape)
     timestep, classes = torch.full((16,), 500.0), torch.zeros(16, dtype=torch.long)
     noise_ratio = {"noise_ratio": torch.full((16,), 0.5)} if pipe.transformer.config.use_noise_ratio else {}
 
@@ -122,7 +101,7 @@ def training_step(pipe, pairs, batch_size):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     objective = FlowMatching()
     sampler = KeyedBatchSampler(batch_size, batch_size, 0, range(1))
-    sample = torch.randn(batch_size, model.config.in_channels, *model.config.sample_size)
+    sample = torch.randn(batch_size, *model.sample_shape)
     labels = torch.zeros(batch_size, dtype=torch.long)
 
     def step(low_frequency):
@@ -144,7 +123,7 @@ def objective_steps(pipe, pairs, batch_size):
     model = LowFreqTransformer2DModel.from_config(config | {"use_meanflow": True}).train()
     model.load_state_dict(pipe.transformer.state_dict(), strict=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    source, sample = torch.randn(2, batch_size, model.config.in_channels, *model.config.sample_size)
+    source, sample = torch.randn(2, batch_size, *model.sample_shape)
     condition = {"class_labels": torch.zeros(batch_size, dtype=torch.long)}
     if model.config.use_noise_ratio:
         condition["noise_ratio"] = torch.full((batch_size,), 0.5)
@@ -197,7 +176,7 @@ def stock_starts(pairs):
         ),
         "SanaPipeline": SanaPipeline(transformer=sana, scheduler=euler, vae=None, text_encoder=None, tokenizer=None),
     }
-    told = {
+    prompts = {
         "StableDiffusion3Pipeline": {"pooled_prompt_embeds": torch.randn(1, 512)},
         "SanaPipeline": {"prompt_attention_mask": torch.ones(1, 64), "use_resolution_binning": False},
     }
@@ -210,7 +189,7 @@ def stock_starts(pairs):
             "guidance_scale": 1.0,
             "num_inference_steps": 4,
             "output_type": "latent",
-        } | told[name]
+        } | prompts[name]
         call |= {"height": 32 * pipe.vae_scale_factor, "width": 32 * pipe.vae_scale_factor}
         low, noise = torch.randn(1, channels, 8, 8), torch.randn(1, channels, 32, 32)
         ours = lambda: generate_from_coarse(pipe, source, prior_latents=low, **call)  # noqa: E731
@@ -220,14 +199,9 @@ def stock_starts(pairs):
 
 def loader_wait(pipe, batch_size, steps):
     """The share of the training time that is spent waiting for the loader of cached latents."""
-    import numpy as np
-    from PIL import Image
-
     with tempfile.TemporaryDirectory() as folder:
-        random = np.random.default_rng(0)
-        for i in range(1024):
-            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"{folder}/{i:04d}.png")
-        images = load_images(train_data_dir=folder, resolution=32, cache_dir=f"{folder}/hf")
+        make_noise_images(f"{folder}/images", 1024)
+        images = load_images(train_data_dir=f"{folder}/images", resolution=32, cache_dir=f"{folder}/hf")
         cache = LatentCache.build(images, pipe.vae, f"{folder}/cache", shard_size=256)
         sampler = KeyedBatchSampler(len(cache), batch_size, 0, range(steps), random_flip=True)
         loader = torch.utils.data.DataLoader(cache, batch_sampler=sampler, collate_fn=lambda batch: batch)
@@ -253,30 +227,62 @@ def import_cost(pairs):
     return ratio(lambda: run(f"{BASES}\nimport diffusers_lowfreq"), lambda: run(BASES), pairs, "import")
 
 
-def main():
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def measured(result: dict) -> str:
+    return measured_by("overhead", result, f"{result['threads']} threads")
+
+
+def objectives_table(result: dict) -> str:
+    """Write the time of a training step of each one-step objective over one of flow matching."""
+    text = (
+        f"Time of a training step over one of flow matching with the same network and batch, in turn in one run: medians and "
+        f"quartiles. Half of the pairs of times are equal. With the flow of `{result['pipeline']}`. {measured(result)}"
+    )
+    lines = []
+    for name, row in result["objective_steps"].items():
+        low, high = row["quartiles"]
+        lines.append([name, f"{row['ratio']:.2f}× ({low:.2f} to {high:.2f})", f"{1 / row['ratio']:.2f}×"])
+    return f"{text}\n\n{markdown(['objective', 'time of a step', 'training images a second'], lines)}"
+
+
+def starts_sentence(result: dict) -> str:
+    """Write the time of `generate_from_coarse` on stock pipelines over their bare call."""
+    found = [
+        f"{row['ratio']:.3f} (quartiles {row['quartiles'][0]:.3f} to {row['quartiles'][1]:.3f}) on `{name}`"
+        for name, row in result["stock_starts"].items()
+    ]
+    (pairs,) = {row["pairs"] for row in result["stock_starts"].values()}
+    return (
+        f"The time of a call over that of the bare stock call with as many network calls, both in latents and in turn in one run: "
+        f"{', '.join(found)}; {pairs} pairs. {measured(result)}"
+    )
+
+
+def table(result: dict, view: str = "objectives") -> str:
+    """Write the times of the `objectives`, or of the `starts` of other people's pipelines."""
+    return {"objectives": objectives_table, "starts": starts_sentence}[view](result)
+
+
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pipeline", default="checkpoints/cifar10-32")
     parser.add_argument("--output", required=True)
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=64)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.manual_seed(0)
     pipe = LowFreqPipeline.from_pretrained(args.pipeline)
-    result = {
-        "machine": machine_kind(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "pipeline": os.path.basename(args.pipeline),
-    }
+    result = {"script": "overhead"} | environment()
+    result |= {"threads": torch.get_num_threads(), "pipeline": os.path.basename(args.pipeline)}
     result["pipeline_call"], result["peak_memory"] = pipeline_call(pipe, args.pairs)
     result["training_step"] = training_step(pipe, args.pairs, args.batch_size)
     result["objective_steps"] = objective_steps(pipe, args.pairs, args.batch_size)
     result["stock_starts"] = stock_starts(args.pairs)
     result["loader_wait"] = loader_wait(pipe, args.batch_size, args.pairs)
     result["import"] = import_cost(max(5, args.pairs // 3))
-    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
-    with open(args.output, "w") as file:
-        json.dump(result, file, indent=1)
+    write(result, args.output)
     print(json.dumps(result, indent=1))
 
 

@@ -4,7 +4,7 @@
 
     make bench-space
 
-The times are a visitor's: from before the click until the picture can be seen. The first one is the first call after the start.
+The times are a visitor's: from before the click until the picture can be seen. The first is that of the first call after the start.
 """
 
 import argparse
@@ -121,6 +121,7 @@ def main(argv=None):
         titles = "Step 1 of 8", "Step 8 of 8"
         refined = [seconds_to(page, "Add detail", seed, *titles) for seed in range(args.clicks, -1, -1)]
         result = {
+            "script": "space",
             "machine": f"CPU, {os.cpu_count()} cores, {platform.machine()}",
             "browser": page.context.browser.version,
             "clicks": args.clicks,

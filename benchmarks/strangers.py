@@ -1,31 +1,32 @@
 #!/usr/bin/env python
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Start a Gaussian flow, in the part of somebody else's model, from coarse latents: as it is, and with a LoRA.
+"""Start a Gaussian flow, which plays somebody else's model, from coarse latents: as it is, and with a LoRA.
 
     python benchmarks/strangers.py --tier cpu --train_data cifar10/train.parquet --test_data cifar10/test.parquet
 
-The flow and the prior model of coarse latents are trained by `examples/train_lowfreq.py`, the LoRAs by `examples/finetune_lora.py`, once
-each; run the command once more after an interruption. Compared at equal numbers of network calls:
+`examples/train_lowfreq.py` trains the flow and the prior model of coarse latents, `examples/finetune_lora.py` the LoRAs, each
+once; after an interruption run the command again. It compares, at equal numbers of network calls:
 
 - *plain*: from Gaussian noise, on the grid `linspace(1, 1 / N, N)`, as it is and trained on for as long as a LoRA;
 - *SDEdit as in img2img*: from the upsampled coarse image with noise, as diffusers' image-to-image pipelines do, on the part of
   the stock scheduler's grid that a strength leaves, each strength of the study;
 - *training-free start*: `generate_from_coarse` at each of these strengths (which is SDEdit on an even grid);
-- *LoRA*: the same call with a LoRA that was trained on the true pairs of one noise ratio.
+- *LoRA*: the same call with a LoRA trained on the true pairs of one noise ratio.
 
 Settings are in `benchmarks/studies/strangers.json`; results go to `benchmarks/results/strangers-TIER.json` after every seed.
 """
 
 import argparse
-import hashlib
-import json
 import os
-import sys
 
 import torch
-from evaluate import Extractor, Reference, environment
 from evaluate import parse_args as parse_evaluation
-from run_study import ROOT, command_line, read_study, run_options, train, write
+from run_study import evaluation_options, load_reference, read_study, run_options
+from shared.environment import environment
+from shared.example_scripts import BENCHMARKS, DECIDED, ROOT, command_line, train, train_lora
+from shared.formats import METRICS, markdown, measured_by, seeds, spread
+from shared.reference import Reference, batches
+from shared.results import earlier, write
 from tqdm.auto import tqdm
 
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -35,27 +36,46 @@ from diffusers_lowfreq import (
     LowFreqTransformer2DModel,
     generate_from_coarse,
 )
-from diffusers_lowfreq.evaluation import FeatureStatistics, count_flops
+from diffusers_lowfreq.evaluation import count_flops
 from diffusers_lowfreq.training import keyed_generator
 
 
-sys.path.insert(0, os.path.join(ROOT, "examples"))
-import finetune_lora  # noqa: E402
-import train_lowfreq  # noqa: E402
+OWN = ("strengths", "lora", "lora_noise_ratios")  # of this study, beside what every study has
+TITLES = {
+    "SDEdit as in img2img": "SDEdit, stock grid (image-to-image)",
+    "training-free start": "training-free start (SDEdit, even grid)",
+}
 
 
-def train_lora(stranger: str, options: dict, folder: str) -> str:
-    """Fine-tune a LoRA unless that was done, and return its folder."""
-    key = hashlib.sha256(json.dumps([stranger, options], sort_keys=True).encode()).hexdigest()[:12]
-    output = os.path.join(folder, f"lora-{key}")
-    if not os.path.exists(os.path.join(output, "README.md")):
-        line = command_line(options | {"pretrained_model_name_or_path": stranger, "output_dir": output})
-        finetune_lora.main(finetune_lora.parse_args(line + ["--resume_from_checkpoint", "latest"]))
-    return output
+# ------------------------------------------------------------------------------------------------------------- train
+
+
+def train_seed(study: dict, tier: dict, seed: int, args) -> tuple[dict, dict]:
+    """Train the networks of a seed; return their folders, and the facts of the training of all but the LoRAs."""
+    folder = os.path.join(args.work_dir, f"models-{args.tier}")
+    data = {"train_data_dir": args.train_data, "seed": seed, "cache_dir": os.path.join(args.work_dir, "cache")}
+    common, folders, facts = run_options({}, tier, "train") | data, {}, {}
+    flow = common | run_options({}, tier, "flow")
+    folders["plain"], facts["flow"] = train("flow", flow, folder)
+    folders["prior"], facts["prior"] = train("prior", common | run_options({}, tier, "prior"), folder)
+    longer = {name: value for name, value in flow.items() if name not in DECIDED}
+    longer |= {name: study["lora"][name] for name in ("max_train_steps", "train_batch_size", "lr_warmup_steps")}
+    longer["pretrained_model_name_or_path"] = folders["plain"]
+    folders["plain, trained longer"], facts["flow, longer"] = train("flow", longer, folder)
+    folders["LoRA"] = {}
+    for noise_ratio in study["lora_noise_ratios"]:
+        own = {"train_data_dir": args.train_data, "resolution": tier["train"]["resolution"]}
+        own |= {"factor": tier["train"]["factor"]} | study["lora"] | {"noise_ratio": noise_ratio}
+        own |= {"seed": seed, "cache_dir": data["cache_dir"]}
+        folders["LoRA"][noise_ratio] = train_lora(folders["plain"], own, folder)
+    return folders, facts
+
+
+# ------------------------------------------------------------------------------------------------------------- grade
 
 
 def sdedit(pipe, scheduler, low, strength: float, steps: int, generators):
-    """From the upsampled coarse image, as image-to-image pipelines go: so many steps of the stock grid as `strength` leaves."""
+    """Sample as image-to-image pipelines do: from the upsampled coarse image, the `steps` of the stock grid that `strength` leaves."""
     stock = FlowMatchEulerDiscreteScheduler()
     found = []
     for total in range(steps, 10 * steps + 10):
@@ -63,13 +83,157 @@ def sdedit(pipe, scheduler, low, strength: float, steps: int, generators):
             stock.set_timesteps(total)
             found.append(stock.sigmas[total - steps : -1])
     levels = min(found, key=lambda levels: abs(levels[0] - strength))  # of the grids that leave so many, the nearest
-    noise = torch.cat([torch.randn(1, *pipe._latent_shape, generator=g) for g in generators])
     guide = scheduler.projection.upsample(low)
+    noise = torch.cat([torch.randn(1, *guide.shape[1:], generator=g) for g in generators])
     start = (1 - levels[0]) * guide + levels[0] * noise
     return pipe(latents=start, sigmas=levels.tolist(), output_type="pt").images
 
 
-def main():
+def sample_coarse(flow, maker, prior, seed: int, tier: dict, reference: Reference, options) -> dict[str, list]:
+    """Return the batches of coarse latents that the prior model generates, and those of true images."""
+    sampler = LowFreqPipeline(flow, maker, prior=prior)
+    sampler.set_progress_bar_config(disable=True)
+    (prior_steps,) = tier["evaluate"]["prior_steps"]
+    lows = {"generated": [], "true": []}
+    for start, stop in batches(options.num_images, options.batch_size):
+        low, _ = sampler.prepare_prior_latents(
+            stop - start,
+            *prior.sample_shape[1:],
+            prior_steps,
+            condition={},
+            unconditional=None,
+            generator=[keyed_generator(seed, "prior", i) for i in range(start, stop)],
+            device=torch.device(options.device),
+        )
+        lows["generated"].append(low)
+        lows["true"].append(maker.projection.downsample(reference.batch(start, stop)[0] * 2 - 1))
+    return lows
+
+
+@torch.no_grad()
+def grade_seed(folders: dict, study: dict, tier: dict, seed: int, reference: Reference, options) -> list[dict]:
+    """Grade every method, strength, kind of coarse latents and number of steps."""
+    pipes = {name: LowFreqPipeline.from_pretrained(folders[name]) for name in ("plain", "plain, trained longer")}
+    for pipe in pipes.values():
+        pipe.to(options.device).set_progress_bar_config(disable=True)
+    stranger, loras = pipes["plain"], folders["LoRA"]
+    prior = LowFreqTransformer2DModel.from_pretrained(folders["prior"], subfolder="prior", use_safetensors=True)
+    prior.to(options.device)
+    factor, (prior_steps,) = tier["train"]["factor"], tier["evaluate"]["prior_steps"]
+    makers = {s: LowFreqFlowMatchScheduler(factor=factor, noise_ratio=s) for s in {*study["strengths"], *loras}}
+    flow, maker = stranger.transformer, next(iter(makers.values()))  # all makers project alike
+    lows = sample_coarse(flow, maker, prior, seed, tier, reference, options)
+    cost = prior_steps * count_flops(prior, prior.sample_shape) / count_flops(flow, flow.sample_shape)
+
+    def sample(method, strength, coarse, steps, start, stop):
+        generators = [keyed_generator(seed, i) for i in range(start, stop)]
+        if strength is None:
+            call = {"num_inference_steps": steps, "num_images_per_prompt": stop - start, "generator": generators}
+            return pipes[method](**call, output_type="pt").images
+        low, maker = lows[coarse][start // options.batch_size], makers[strength]
+        if method.startswith("SDEdit"):
+            return sdedit(stranger, maker, low, strength, steps, generators)
+        call = {"num_inference_steps": steps, "generator": generators, "output_type": "pt"}
+        return generate_from_coarse(stranger, maker, prior_latents=low, **call).images
+
+    methods = [(name, None) for name in pipes]
+    methods += [(name, s) for name in TITLES for s in study["strengths"]] + [("LoRA", s) for s in loras]
+    rows = []
+    for method, strength in tqdm(methods, desc=f"seed {seed}"):
+        if method == "LoRA":
+            name = f"at_{100 * strength:.0f}"
+            stranger.load_lora_weights(loras[strength], adapter_name=name)
+            stranger.set_adapters(name)
+        for coarse in ("generated", "true") if strength is not None else (None,):
+            for steps in options.steps:
+                figures, _ = reference.grade(
+                    lambda _, __, *batch: sample(method, strength, coarse, steps, *batch),  # noqa: B023
+                    options.num_images,
+                    options.batch_size,
+                )
+                row = {"seed": seed, "method": method, "noise_ratio": strength, "coarse": coarse, "steps": steps}
+                row |= {"effective_nfe": round(steps + (cost if coarse == "generated" else 0), 4)}
+                rows.append(row | figures)
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------- table
+
+
+def prior_cost(result: dict) -> float:
+    """Return the effective NFE of the prior model."""
+    row = next(row for row in result["rows"] if row["coarse"] == "generated")
+    return row["effective_nfe"] - row["steps"]
+
+
+def caption(result: dict) -> str:
+    """Say what was trained, what was graded, and by what."""
+    all_seeds = sorted({row["seed"] for row in result["rows"]})
+    lora, flow = result["lora"], result["training"][str(all_seeds[0])]["flow"]
+    evaluation = result["settings"]["evaluate"]
+    (prior_steps,) = evaluation["prior_steps"]
+    return (
+        f"**{result['question']}** Tier `{result['tier']}`, {seeds(all_seeds)} A flow "
+        f"of {flow['parameters']} parameters from Gaussian noise ({flow['steps']} steps of {flow['global batch']} images) is the "
+        f"stranger. A LoRA of rank {lora['rank']} is trained on it for {lora['max_train_steps']} steps of "
+        f"{lora['train_batch_size']}, and so is the stranger itself in the row *trained longer*. Coarse latents are *generated* by a "
+        f"prior model in {prior_steps} steps, which cost {prior_cost(result):.2f} effective NFE more than the columns say, or *true*, an oracle: "
+        f"those of other test images. In brackets the strength (the noise ratio of the start) that was best there, of "
+        f"{', '.join(f'{s:g}' for s in result['strengths'])}. {evaluation['num_images']:,} images, features of "
+        f"`{result['extractor']}`; not an FID. {measured_by('strangers', result)}"
+    )
+
+
+def brief_caption(result: dict) -> str:
+    """Say what the cells are."""
+    return (
+        f"Distances by the grader `{result['extractor']}`. Tier `{result['tier']}`, "
+        f"{seeds((row['seed'] for row in result['rows']), is_brief=True)} The columns do not count the {prior_cost(result):.2f} effective NFE of the "
+        "prior model. In brackets: the best strength there, the noise ratio of the start."
+    )
+
+
+def distances_table(result: dict, metric: str, is_brief: bool) -> str:
+    """
+    Write the distances of each way to sample the stranger, in brief without true coarse latents.
+
+    Of several strengths the best for each number of steps is written.
+    """
+    title, scale = METRICS[metric]
+    steps, cells = result["settings"]["evaluate"]["steps"], {}
+    for row in result["rows"]:
+        place = (row["method"], row["coarse"], row["noise_ratio"], row["steps"])
+        cells.setdefault(place, []).append(scale * row[metric])
+
+    def best(method, coarse, n, ratios):
+        found = [(cells[method, coarse, ratio, n], ratio) for ratio in ratios]
+        values, ratio = min(found, key=lambda item: sum(item[0]) / len(item[0]))
+        return spread(values, 1) + (f" ({ratio:g})" if len(ratios) > 1 else "")
+
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        own = [row for row in result["rows"] if row["method"] == method]
+        ratios, kinds = (list(dict.fromkeys(row[name] for row in own)) for name in ("noise_ratio", "coarse"))
+        for choice in [[ratio] for ratio in ratios] if method == "LoRA" else [ratios]:
+            name = f"LoRA (α = {choice[0]:g})" if method == "LoRA" else TITLES.get(method, method)
+            for coarse in kinds:
+                if is_brief and coarse == "true":
+                    continue
+                lines.append([name, coarse or "-", *(best(method, coarse, n, choice) for n in steps)])
+    return markdown([title[0].upper() + title[1:], "coarse", *(f"NFE {n}" for n in steps)], lines)
+
+
+def table(result: dict, *words: str) -> str:
+    """Write both distances, or the one that `words` name; with `brief` among them, under a short caption."""
+    if not set(words) <= {*METRICS, "brief"}:
+        raise ValueError(f"`words` must be of {[*METRICS, 'brief']}, got {list(words)}.")
+    is_brief = "brief" in words
+    text = brief_caption(result) if is_brief else caption(result)
+    metrics = [name for name in words if name in METRICS] or list(METRICS)
+    return "\n\n".join([text, *(distances_table(result, name, is_brief) for name in metrics)])
+
+
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tier", required=True, help="a key of benchmarks/tiers.json")
     parser.add_argument("--train_data", required=True)
@@ -77,125 +241,30 @@ def main():
     parser.add_argument("--graders_dir", default=os.path.join(ROOT, "checkpoints/graders"))
     parser.add_argument("--work_dir", default="out/studies")
     parser.add_argument("--output", help="by default benchmarks/results/strangers-TIER.json")
-    args = parser.parse_args()
-    study, tier = read_study("strangers", args.tier)
-    path = args.output or os.path.join(ROOT, "benchmarks/results", f"strangers-{args.tier}.json")
-    evaluation = {"pipeline": "-", "data": args.test_data, "split": tier["split"], "output": path}
-    evaluation |= {"grader": [os.path.join(args.graders_dir, name) for name in tier["graders"][: tier["num_graders"]]]}
-    options = parse_evaluation(command_line(evaluation | tier["evaluate"]))
-    extractors = [Extractor(grader, options.grader_resolution).to(options.device) for grader in options.grader]
-    cache_dir, resolution = os.path.join(args.work_dir, "cache"), tier["train"]["resolution"]
-    reference = Reference(args.test_data, tier["split"], resolution, extractors, cache_dir, options.num_images)
-    header = {"study": "strangers", "question": study["question"], "tier": args.tier, "settings": tier}
-    header |= (
-        {k: study[k] for k in ("strengths", "lora", "lora_noise_ratios")} | reference.facts | environment(options)
-    )
+    parser.add_argument("--benchmarks_dir", default=BENCHMARKS, help="the folder of tiers.json, studies/ and results/")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    study, tier = read_study("strangers", args.tier, args.benchmarks_dir)
+    path = args.output or os.path.join(args.benchmarks_dir, "results", f"strangers-{args.tier}.json")
+    options = parse_evaluation(command_line(evaluation_options(tier, args, path)))
+    reference = load_reference(tier, args, options)
+    header = {"script": "strangers", "study": "strangers", "question": study["question"], "tier": args.tier}
+    header |= {"settings": tier} | {name: study[name] for name in OWN} | reference.facts
+    header |= {"num_images": options.num_images, "seed": options.seed} | environment()
     result = header | {"training": {}, "rows": []}
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            before = json.load(file)
-        for key in ("settings", "strengths", "lora", "lora_noise_ratios", "reference_fingerprint", "machine", "torch"):
-            if before[key] != json.loads(json.dumps(header[key])):
-                raise ValueError(
-                    f"`output` {path!r} holds results of another configuration (`{key}`); nothing is overwritten."
-                )
-        result |= {k: before[k] for k in ("training", "rows")}
-    folder = os.path.join(args.work_dir, f"models-{args.tier}")
+    before = earlier(path, header, ("settings", *OWN, "reference_fingerprint", "machine", "torch"))
+    if before is not None:
+        result |= {name: before[name] for name in ("training", "rows")}
     for seed in tier["seeds"]:
         if any(row["seed"] == seed for row in result["rows"]):
             continue
-        common = run_options({}, tier, "train") | {
-            "train_data_dir": args.train_data,
-            "seed": seed,
-            "cache_dir": cache_dir,
-        }
-        flow_folder, flow_facts = train("flow", common | run_options({}, tier, "flow"), folder)
-        prior_folder, prior_facts = train("prior", common | run_options({}, tier, "prior"), folder)
-        decided = {*train_lowfreq.FROM_PIPELINE_ONLY, *train_lowfreq.NEW_PRIOR}
-        longer = {k: v for k, v in (common | run_options({}, tier, "flow")).items() if k not in decided}
-        longer |= {k: study["lora"][k] for k in ("max_train_steps", "train_batch_size", "lr_warmup_steps")}
-        longer["pretrained_model_name_or_path"] = flow_folder
-        longer_folder, longer_facts = train("flow", longer, folder)
-        result["training"][str(seed)] = {"flow": flow_facts, "prior": prior_facts, "flow, longer": longer_facts}
-        loras = {}
-        for noise_ratio in study["lora_noise_ratios"]:
-            own = {"train_data_dir": args.train_data, "resolution": resolution, "factor": tier["train"]["factor"]}
-            own |= study["lora"] | {"noise_ratio": noise_ratio, "seed": seed, "cache_dir": cache_dir}
-            loras[noise_ratio] = train_lora(flow_folder, own, folder)
-        flows = {"plain": flow_folder, "plain, trained longer": longer_folder}
-        result["rows"] += grade_seed(flows, prior_folder, loras, study, tier, seed, reference, options)
+        folders, result["training"][str(seed)] = train_seed(study, tier, seed, args)
+        result["rows"] += grade_seed(folders, study, tier, seed, reference, options)
         write(result, path)
     print(f"wrote {path}")
-
-
-@torch.no_grad()
-def grade_seed(flows, prior_folder, loras, study, tier, seed, reference, options) -> list[dict]:
-    pipe, longer = (LowFreqPipeline.from_pretrained(folder).to(options.device) for folder in flows.values())
-    longer.set_progress_bar_config(disable=True)
-    prior = LowFreqTransformer2DModel.from_pretrained(prior_folder, subfolder="prior", use_safetensors=True)
-    pipe.set_progress_bar_config(disable=True)
-    sampler = LowFreqPipeline(None, None, prior=prior.to(options.device))
-    sampler.set_progress_bar_config(disable=True)
-    size, channels = reference.cache[0, False]["sample"].shape[-1], pipe.transformer.config.in_channels
-    factor, (prior_steps,) = tier["train"]["factor"], tier["evaluate"]["prior_steps"]
-    low_size = size // factor
-    cost = (
-        prior_steps
-        * count_flops(prior, (channels, low_size, low_size))
-        / count_flops(pipe.transformer, (channels, size, size))
-    )
-    batches = [
-        (s, min(s + options.batch_size, options.num_images)) for s in range(0, options.num_images, options.batch_size)
-    ]
-    makers = {s: LowFreqFlowMatchScheduler(factor=factor, noise_ratio=s) for s in {*study["strengths"], *loras}}
-    maker = next(iter(makers.values()))  # all project alike
-    lows = {"generated": [], "true": []}
-    for start, stop in batches:
-        generators = [keyed_generator(seed, "prior", i) for i in range(start, stop)]
-        low = sampler.prepare_prior_latents(
-            stop - start, low_size, low_size, prior_steps, {}, None, generators, torch.device(options.device)
-        )[1]
-        lows["generated"].append(low)
-        lows["true"].append(maker.projection.downsample(reference.batch(start, stop)[0] * 2 - 1))
-    pipe(num_inference_steps=1)  # sets the shape of its latents
-
-    methods = [(name, None) for name in flows]
-    methods += [(m, s) for m in ("SDEdit as in img2img", "training-free start") for s in study["strengths"]]
-    methods += [("LoRA", s) for s in loras]
-    rows = []
-    for method, strength in tqdm(methods, desc=f"seed {seed}"):
-        if method == "LoRA":
-            pipe.load_lora_weights(loras[strength], adapter_name=f"at_{100 * strength:.0f}")
-            pipe.set_adapters(f"at_{100 * strength:.0f}")
-        for coarse in ("generated", "true") if strength is not None else (None,):
-            for steps in options.steps:
-                statistics = [FeatureStatistics(e, e.name, max_features=2000) for e in reference.extractors]
-                for number, (start, stop) in enumerate(batches):
-                    generators = [keyed_generator(seed, i) for i in range(start, stop)]
-                    if strength is None:
-                        count = {"num_images_per_prompt": stop - start}
-                        images = (pipe if method == "plain" else longer)(
-                            num_inference_steps=steps, generator=generators, output_type="pt", **count
-                        ).images
-                    elif method.startswith("SDEdit"):
-                        images = sdedit(pipe, maker, lows[coarse][number], strength, steps, generators)
-                    else:
-                        images = generate_from_coarse(
-                            pipe,
-                            makers[strength],
-                            prior_latents=lows[coarse][number],
-                            num_inference_steps=steps,
-                            generator=generators,
-                            output_type="pt",
-                        ).images
-                    for gathered in statistics:
-                        gathered.update(images)
-                for extractor in reference.extractors:
-                    extractor.classes.clear()
-                row = {"seed": seed, "method": method, "noise_ratio": strength, "coarse": coarse, "steps": steps}
-                row |= {"effective_nfe": round(steps + (cost if coarse == "generated" else 0), 4)}
-                rows.append(row | reference.compare(statistics))
-    return rows
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 #!/usr/bin/env python
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""A toy in two dimensions: pairs that cross bend the trajectories, pairs of points with their own coarse version hardly.
+"""A toy in two dimensions: pairs that cross bend the trajectories; pairs of points with their own coarse version hardly do.
 
     python benchmarks/toy.py --output docs/figures/toy.png
 
-Nothing is trained: for a finite data set the field that flow matching learns, the mean velocity of all pairs that pass
-through a point, has a closed form. Points lie on a curve; the coarse version of a point is its first coordinate, which holds
-86 % of the energy, as factor 4 does of photographs. Two dimensions are few: at `--noise_ratio 0.5` half as many pairs cross
-as from a Gaussian, and the numbers in the picture are those of this toy, no evidence about images.
+Nothing is trained. For a finite data set the field that flow matching learns, the mean velocity of all pairs that pass through
+a point, has a closed form. Points lie on a curve; the coarse version of a point is its first coordinate, which holds 86 % of the
+energy, as factor 4 does of photographs. Two dimensions are few: at `--noise_ratio 0.5` half as many pairs cross as from a
+Gaussian, and the numbers in the picture are those of this toy, no evidence about images.
 """
 
 import argparse
-import os
 
 import torch
+from shared.figures import write_figure
 
 from diffusers_lowfreq.evaluation import coupling_check, curvature
 
@@ -74,7 +74,39 @@ def num_crossings(start: torch.Tensor, stop: torch.Tensor) -> int:
     return int((cut & cut.T).triu(1).sum())
 
 
-def main():
+def draw_column(column, sample: torch.Tensor, noise: torch.Tensor, drawn: torch.Tensor, noise_ratio: float, name: str):
+    """Draw the pairs of a source, and below them the trajectories; print and write above them how they cross and bend."""
+    top, bottom = column
+    source = make_source(sample, noise, noise_ratio)
+    cost = coupling_check(source, sample).cost_ratio
+    velocity = exact_velocity(sample, noise_ratio)
+    bend = curvature(velocity, source)
+    raw, length = bend.curvature.mean().item(), bend.squared_path_length.mean().item()
+    start, stop = source[drawn], sample[drawn]
+    path = trajectories(velocity, start)
+    crossings = num_crossings(start, stop)
+    for a, b in zip(start, stop):
+        top.plot(*zip(a.tolist(), b.tolist()), color="0.55", linewidth=0.8, zorder=1)
+    for i in range(len(drawn)):
+        bottom.plot(path[:, i, 0], path[:, i, 1], color="0.55", linewidth=0.8, zorder=1)
+    for axes, end in ((top, stop), (bottom, path[-1])):
+        axes.plot(sample[:, 0], sample[:, 1], linestyle="", marker=".", markersize=2, color="0.8", zorder=0)
+        axes.plot(start[:, 0], start[:, 1], linestyle="", marker="o", markersize=4, color=ORANGE, zorder=2)
+        axes.plot(end[:, 0], end[:, 1], linestyle="", marker="x", markersize=4.5, color=BLUE, zorder=2)
+        axes.set_aspect("equal")
+        axes.tick_params(labelsize=8)
+    total = len(drawn) * (len(drawn) - 1) // 2
+    top.set_title(
+        f"{name}\n{crossings} of {total:,} couples of pairs cross; optimal transport would cost {cost:.0%}", fontsize=9
+    )
+    bottom.set_title(
+        f"trajectories of the exact field\ncurvature {raw:.3f}, path² {length:.3f}, ratio {raw / length:.3f}",
+        fontsize=10,
+    )
+    print(f"{name}: crossings {crossings}, cost ratio {cost:.3f}, curvature {raw:.4f}, path^2 {length:.4f}, ratio {raw / length:.4f}")  # fmt: skip
+
+
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -83,11 +115,16 @@ def main():
     parser.add_argument("--num_samples", type=int, default=200)
     parser.add_argument("--num_drawn", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not 0 < args.noise_ratio <= 1:
         raise ValueError(f"`noise_ratio` must be above 0 and at most 1, got {args.noise_ratio}.")
     if not 2 <= args.num_drawn <= args.num_samples:
         raise ValueError(f"`num_drawn` must be from 2 to `num_samples`, {args.num_samples}, got {args.num_drawn}.")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
 
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -97,47 +134,18 @@ def main():
     noise = torch.randn(sample.shape, generator=generator, dtype=torch.float64)
     drawn = torch.randperm(args.num_samples, generator=generator)[: args.num_drawn]
     figure = Figure(figsize=(10, 8), layout="constrained")
-    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    columns = figure.subplots(2, 2, sharex=True, sharey=True).T
     names = {1.0: "Gaussian source, independent pairs"}
     names[args.noise_ratio] = f"source: own coarse version, α = {args.noise_ratio:g}"
-    for (top, bottom), (noise_ratio, name) in zip(grid.T, names.items()):
-        source = make_source(sample, noise, noise_ratio)
-        cost = coupling_check(source, sample).cost_ratio
-        velocity = exact_velocity(sample, noise_ratio)
-        bend = curvature(velocity, source)
-        raw, length = bend.curvature.mean().item(), bend.squared_path_length.mean().item()
-        start, stop = source[drawn], sample[drawn]
-        path = trajectories(velocity, start)
-        crossings = num_crossings(start, stop)
-        for a, b in zip(start, stop):
-            top.plot(*zip(a.tolist(), b.tolist()), color="0.55", linewidth=0.8, zorder=1)
-        for i in range(args.num_drawn):
-            bottom.plot(path[:, i, 0], path[:, i, 1], color="0.55", linewidth=0.8, zorder=1)
-        for axes, end in ((top, stop), (bottom, path[-1])):
-            axes.plot(sample[:, 0], sample[:, 1], linestyle="", marker=".", markersize=2, color="0.8", zorder=0)
-            axes.plot(start[:, 0], start[:, 1], linestyle="", marker="o", markersize=4, color=ORANGE, zorder=2)
-            axes.plot(end[:, 0], end[:, 1], linestyle="", marker="x", markersize=4.5, color=BLUE, zorder=2)
-            axes.set_aspect("equal")
-            axes.tick_params(labelsize=8)
-        total = args.num_drawn * (args.num_drawn - 1) // 2
-        top.set_title(
-            f"{name}\n{crossings} of {total:,} couples of pairs cross; optimal transport would cost {cost:.0%}",
-            fontsize=9,
-        )
-        bottom.set_title(
-            f"trajectories of the exact field\ncurvature {raw:.3f}, path² {length:.3f}, ratio {raw / length:.3f}",
-            fontsize=10,
-        )
-        print(f"{name}: crossings {crossings}, cost ratio {cost:.3f}, curvature {raw:.4f}, path^2 {length:.4f}, ratio {raw / length:.4f}")  # fmt: skip
+    for column, (noise_ratio, name) in zip(columns, names.items()):
+        draw_column(column, sample, noise, drawn, noise_ratio, name)
     handles = [
         Line2D([], [], linestyle="", marker="o", color=ORANGE, label="source"),
         Line2D([], [], linestyle="", marker="x", color=BLUE, label="data"),
         Line2D([], [], linestyle="", marker=".", color="0.7", label="the whole data set"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
-    figure.savefig(args.output, dpi=110, metadata={"Software": None})
-    print(f"wrote {args.output}")
+    write_figure(figure, args.output)
 
 
 if __name__ == "__main__":

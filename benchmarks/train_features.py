@@ -7,7 +7,7 @@
     python benchmarks/train_features.py --train_data tiny-imagenet-50/train.parquet --resolution 64 --epochs 12 \
         --test_data tiny-imagenet-50/validation.parquet --output_dir checkpoints/graders/tiny-imagenet-64
 
-`facts.json` beside the weights has seed, epochs and resolution of each that ships.
+`facts.json` beside the weights of each shipped grader has its seed, epochs and resolution.
 """
 
 import argparse
@@ -18,25 +18,27 @@ import time
 import torch
 import torch.nn.functional as F
 from graders import Grader
+from shared.results import write
 from tqdm.auto import tqdm
 
 from diffusers_lowfreq.training import LatentCache, keyed_generator, load_images, machine_kind
 
 
 def load(path, resolution, cache_dir):
-    """All images of one set as `uint8`, and their labels."""
+    """Return all images of one set as `uint8`, and their labels."""
     cache = LatentCache.build(load_images(train_data_dir=path, resolution=resolution), None, cache_dir, progress=tqdm)
     return torch.cat(cache.latents)[:, 0], cache.labels
 
 
 @torch.no_grad()
 def accuracy(model, images, labels):
+    """Return the share of images whose class the model names."""
     model.eval()
     hits = [model(x.float() / 255)[0].argmax(1) == y for x, y in zip(images.split(500), labels.split(500))]
     return torch.cat(hits).float().mean().item()
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train_data", required=True)
     parser.add_argument("--test_data", required=True)
@@ -47,7 +49,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     images, labels = load(args.train_data, args.resolution, args.cache_dir)
     torch.manual_seed(args.seed)
@@ -91,8 +93,7 @@ def main():
         "torch": torch.__version__,
     }
     model.to(torch.float16).save_pretrained(args.output_dir)
-    with open(os.path.join(args.output_dir, "facts.json"), "w") as file:
-        json.dump(facts, file, indent=1)
+    write(facts, os.path.join(args.output_dir, "facts.json"))
     print(json.dumps(facts, indent=1))
 
 

@@ -6,8 +6,9 @@
         --train_data cifar10/train.parquet --output docs/figures/trajectories.png
     python benchmarks/trajectories.py --pipelines checkpoints/cifar10-32 --output strips.png
 
-Takes the pipelines of runs of a study (trained if they are not yet), or saved ones. Each strip is one call of the pipeline; its states are decoded as they are, noise included. All pipelines get the same noise
-in the source and the same seeds of the prior model; a pipeline of noise ratio 1 is plain flow matching.
+It takes the pipelines of runs of a study (and trains those that are not yet), or saved ones. Each strip is one call of the
+pipeline; its states are decoded as they are, noise included. All pipelines get the same noise in the source and the same seeds
+of the prior model. A pipeline of noise ratio 1 is plain flow matching.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import os
 
 import torch
 from run_study import build, check_runs, read_study
+from shared.example_scripts import BENCHMARKS
+from shared.figures import write_figure
 
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqPipeline
@@ -24,7 +27,7 @@ from diffusers_lowfreq.training import keyed_generator
 
 @torch.no_grad()
 def strips(pipe: LowFreqPipeline, args) -> tuple[torch.Tensor, list[float]]:
-    """Decoded states `(columns, num_samples, channels, height, width)`, from the source on, and their levels sigma."""
+    """Return decoded states `(columns, num_samples, channels, height, width)`, from the source on, and their levels sigma."""
     pipe.set_progress_bar_config(disable=True)
     number = args.num_samples
     labels = None
@@ -55,12 +58,12 @@ def strips(pipe: LowFreqPipeline, args) -> tuple[torch.Tensor, list[float]]:
 
     steps = (args.columns - 1) * args.steps_per_column
     pipe(num_inference_steps=steps, latents=source, callback_on_step_end=keep, output_type="latent", **count, **scales)
-    decoded = [state if pipe.vae is None else decode_latents(pipe.vae, state) for state in states]
+    decoded = [decode_latents(pipe.vae, state) for state in states]
     sigmas = pipe.scheduler.sigmas[:: args.steps_per_column].tolist()
     return (torch.stack(decoded).float() / 2 + 0.5).clamp(0, 1), sigmas
 
 
-def main():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -80,29 +83,37 @@ def main():
     parser.add_argument("--prior_num_inference_steps", type=int, default=8)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    names = args.runs or [os.path.basename(path.rstrip("/")) for path in args.pipelines]
+    parser.add_argument("--benchmarks_dir", default=BENCHMARKS, help="the folder of tiers.json and studies/")
+    args = parser.parse_args(argv)
     for name, least in (("columns", 2), ("steps_per_column", 1), ("num_samples", 1)):
         if getattr(args, name) < least:
             raise ValueError(f"`{name}` must be at least {least}, got {getattr(args, name)}.")
+    return args
+
+
+def load_pipelines(args) -> dict[str, LowFreqPipeline]:
+    """Load the pipelines, or build those of the runs, by their names."""
+    if not args.runs:
+        return {os.path.basename(path.rstrip("/")): LowFreqPipeline.from_pretrained(path) for path in args.pipelines}
+    study, tier = read_study(args.study, args.tier, args.benchmarks_dir)
+    check_runs(args.runs, study)
+    if args.train_data is None:
+        raise ValueError("`train_data` must be given with `runs`: networks are found by what they are trained on.")
+    return {run: build(study["runs"][run], tier, args.seed, args)[0] for run in args.runs}
+
+
+def main(argv=None):
+    args = parse_args(argv)
 
     from matplotlib.figure import Figure
 
-    if args.runs:
-        study, tier = read_study(args.study, args.tier)
-        check_runs(args.runs, study)
-        if args.train_data is None:
-            raise ValueError("`train_data` must be given with `runs`: networks are found by what they are trained on.")
-        pipelines = [build(study["runs"][run], tier, args.seed, args)[0] for run in args.runs]
-    else:
-        pipelines = [LowFreqPipeline.from_pretrained(path) for path in args.pipelines]
-    pictures = [strips(pipe, args) for pipe in pipelines]
-    rows = len(names) * args.num_samples
+    pictures = [(name, *strips(pipe, args)) for name, pipe in load_pipelines(args).items()]
+    rows = len(pictures) * args.num_samples
     figure = Figure(figsize=(1 + 1.05 * args.columns, 0.9 + 1.05 * rows), layout="constrained")
-    parts = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
-    for part, name, (picture, sigmas) in zip(parts, names, pictures):
-        grid = part.subplots(args.num_samples, args.columns, squeeze=False)
-        part.supylabel(name, fontsize=11)
+    panels = figure.subfigures(len(pictures), 1, squeeze=False)[:, 0]
+    for panel, (name, picture, sigmas) in zip(panels, pictures):
+        grid = panel.subplots(args.num_samples, args.columns, squeeze=False)
+        panel.supylabel(name, fontsize=11)
         for column in range(args.columns):
             ends = {0: "source, ", args.columns - 1: "data, "}
             grid[0, column].set_title(f"{ends.get(column, '')}σ = {sigmas[column]:.2g}", fontsize=8)
@@ -110,9 +121,7 @@ def main():
                 pixels = picture[column, row].permute(1, 2, 0).numpy()
                 grid[row, column].imshow(pixels, interpolation="nearest")
                 grid[row, column].set_axis_off()
-    os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
-    figure.savefig(args.output, dpi=110, metadata={"Software": None})
-    print(f"wrote {args.output}")
+    write_figure(figure, args.output)
 
 
 if __name__ == "__main__":

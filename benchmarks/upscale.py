@@ -11,23 +11,20 @@ an `--output` it only draws.
 """
 
 import argparse
-import json
 import os
-import sys
+from itertools import product
 
 import torch
 import torch.nn.functional as F
-from evaluate import Extractor, Reference, environment
+from shared.environment import environment
+from shared.example_scripts import picture
+from shared.formats import markdown, measured_by
+from shared.reference import Extractor, Reference, image_size, psnr, through_autoencoder
+from shared.results import refuse_existing, write
 from tqdm.auto import tqdm
 
 from diffusers_lowfreq import LowFreqUpscalePipeline
-from diffusers_lowfreq.autoencoding import decode_latents, encode_images
-from diffusers_lowfreq.evaluation import FeatureStatistics
 from diffusers_lowfreq.training import degrade, keyed_generator
-
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples"))
-from demo import picture  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -38,7 +35,7 @@ def parse_args(argv=None):
     parser.add_argument("--lora", required=True, help="a folder of `train_lowfreq.py --rank --degraded_share`")
     parser.add_argument("--grader", required=True, nargs="+", help="folders of `train_features.py`")
     parser.add_argument("--data", required=True, help="a folder of images, or parquet files")
-    parser.add_argument("--split", required=True, help="what results call these images")
+    parser.add_argument("--split", required=True, help="the name of these images in the results")
     parser.add_argument("--cache_dir", default="out/grader-cache")
     parser.add_argument("--output")
     parser.add_argument("--figure")
@@ -54,19 +51,15 @@ def parse_args(argv=None):
 
 
 def degraded(images: torch.Tensor, degradation: str) -> torch.Tensor:
-    """Degrade images in [0, 1] as the setting says: `none`, or kind and factor as in `thumbnail-4`."""
+    """Degrade images in [0, 1]; `degradation` is `none`, or its name and factor as in `thumbnail-4`."""
     if degradation == "none":
         return images
-    kind, factor = degradation.split("-")
-    return degrade((images * 255).round().to(torch.uint8), kind, float(factor)).float() / 255
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return -10 * (a - b).square().flatten(1).mean(1).clamp(min=1e-10).log10()
+    name, factor = degradation.split("-")
+    return degrade((images * 255).round().to(torch.uint8), name, float(factor)).float() / 255
 
 
 class Upscaler:
-    """The flow by itself and with the LoRA, told the labels."""
+    """The flow by itself and with the LoRA; both are given the labels."""
 
     def __init__(self, args):
         self.pipe = LowFreqUpscalePipeline.from_pretrained(args.pipeline).to(args.device)
@@ -80,70 +73,73 @@ class Upscaler:
         return self.pipe(images, labels, generator=generators, **options)
 
 
+def list_settings(args) -> list[tuple]:
+    """List the degradations, methods, strengths and steps: without a network, and with the flow and its LoRA."""
+    degradations = ("none", *args.degradation)
+    settings = [
+        (degradation, method, None, None) for degradation in degradations for method in ("image", "autoencoder")
+    ]
+    for degradation, strength, steps in product(degradations, args.strength, args.steps):
+        settings += [(degradation, method, strength, steps) for method in ("flow", "LoRA")]
+    return settings
+
+
+def grade_setting(upscaler: Upscaler, reference: Reference, args, degradation, method, strength, steps) -> dict:
+    """
+    Grade one method on images of one degradation.
+
+    Fidelity is the PSNR between thumbnails of the result and of the image, by the total factor of the coarse latent.
+    """
+    pipe, fidelity, similarity = upscaler.pipe, [], []
+    small = [side // pipe.scheduler.config.factor for side in pipe.transformer.sample_shape[1:]]
+
+    def thumbnail(images):
+        return F.interpolate(images, small, mode="bicubic", antialias=True)
+
+    def make(images, labels, start, stop):
+        made = degraded(images, degradation)
+        if method == "autoencoder":
+            made = through_autoencoder(pipe.vae, made)
+        elif strength is not None:
+            generators = [keyed_generator(args.seed, i) for i in range(start, stop)]
+            options = {"strength": strength, "num_inference_steps": steps}
+            made = upscaler(method, made, labels, generators, **options).images
+        fidelity.append(psnr(thumbnail(made), thumbnail(images)))
+        similarity.append(psnr(made, images))
+        return made
+
+    figures, named = reference.grade(make, args.num_images, args.batch_size)
+    row = {"degradation": degradation, "method": method, "strength": strength, "steps": steps}
+    row |= figures | {"class_named": named}
+    return row | {"fidelity_db": torch.cat(fidelity).mean().item(), "psnr_db": torch.cat(similarity).mean().item()}
+
+
 @torch.no_grad()
 def grade(upscaler: Upscaler, reference: Reference, args) -> list[dict]:
-    """
-    A row for each degradation and method.
-
-    Fidelity is the PSNR between thumbnails, by the total factor of the coarse latent, of the result and of the image.
-    """
-    pipe = upscaler.pipe
-    small = [side // (pipe.scheduler.config.factor * pipe.vae_scale_factor) for side in pipe._default_size(None, None)]
-    thumbnail = lambda x: F.interpolate(x, small, mode="bicubic", antialias=True)  # noqa: E731
-    settings = [(d, m, None, None) for d in ("none", *args.degradation) for m in ("image", "autoencoder")]
-    settings += [
-        (degradation, method, strength, steps)
-        for degradation in ("none", *args.degradation)
-        for strength in args.strength
-        for steps in args.steps
-        for method in ("flow", "LoRA")
-    ]
-    batches = [(s, min(s + args.batch_size, args.num_images)) for s in range(0, args.num_images, args.batch_size)]
-    rows = []
-    for degradation, method, strength, steps in tqdm(settings, desc="settings"):
-        statistics = [FeatureStatistics(e, e.name, max_features=2000) for e in reference.extractors]
-        classes, fidelity, similarity = [], [], []
-        for start, stop in batches:
-            images, labels = reference.batch(start, stop)
-            made = degraded(images, degradation)
-            if method == "autoencoder" and pipe.vae is not None:
-                made = (decode_latents(pipe.vae, encode_images(pipe.vae, made * 2 - 1)).clamp(-1, 1) + 1) / 2
-            elif strength is not None:
-                generators = [keyed_generator(args.seed, i) for i in range(start, stop)]
-                options = {"strength": strength, "num_inference_steps": steps}
-                made = upscaler(method, made, labels, generators, **options).images
-            for gathered in statistics:
-                gathered.update(made)
-            classes.append(labels)
-            fidelity.append(psnr(thumbnail(made), thumbnail(images)))
-            similarity.append(psnr(made, images))
-        row = {"degradation": degradation, "method": method, "strength": strength, "steps": steps}
-        row |= reference.compare(statistics)
-        row["class_named"] = [extractor.named(torch.cat(classes)) for extractor in reference.extractors][0]
-        row |= {"fidelity_db": torch.cat(fidelity).mean().item(), "psnr_db": torch.cat(similarity).mean().item()}
-        rows.append(row)
-    return rows
+    """Return a row for each degradation and method."""
+    settings = tqdm(list_settings(args), desc="settings")
+    return [grade_setting(upscaler, reference, args, *setting) for setting in settings]
 
 
 @torch.no_grad()
 def draw(upscaler: Upscaler, reference: Reference, args, degradation: str = "thumbnail-4", rows: int = 6):
-    """Before and after: the image and its degraded copy, their coarse latents, what flow and LoRA make of them."""
+    """Draw the image and its degraded copy, their coarse latents, and what flow and LoRA make of them."""
     images, labels = reference.batch(0, rows)
     inputs = {"true": images, "degraded": degraded(images, degradation)}
     to_pil = lambda x: upscaler.pipe.image_processor.numpy_to_pil(x.cpu().permute(0, 2, 3, 1).numpy())  # noqa: E731
     columns = {"image": to_pil(images), degradation: to_pil(inputs["degraded"])}
     made = {}
 
-    def add(title, method, kind, strength, *key):
+    def add(title, method, source, strength, *key):
         generators = [keyed_generator(args.seed, *key, i) for i in range(rows)]
         options = {"strength": strength, "num_inference_steps": args.steps[-1], "output_prior_images": True}
-        output = upscaler(method, inputs[kind], labels, generators, **options)
-        columns.setdefault(f"coarse, {kind}", to_pil(output.prior_images))
+        output = upscaler(method, inputs[source], labels, generators, **options)
+        columns.setdefault(f"coarse, {source}", to_pil(output.prior_images))
         made[title] = to_pil(output.images)
 
     for method in ("flow", "LoRA"):
-        for kind in inputs:
-            add(f"{method}, {kind}", method, kind, args.strength[0])
+        for source in inputs:
+            add(f"{method}, {source}", method, source, args.strength[0])
     for k in (2, 3):
         add(f"variation {k}", "LoRA", "degraded", args.strength[0], "variation", k)
     for strength in args.strength[1:]:
@@ -153,25 +149,56 @@ def draw(upscaler: Upscaler, reference: Reference, args, degradation: str = "thu
     return picture(columns, [names[label] for label in labels.tolist()], cell=112)
 
 
+def table(result: dict) -> str:
+    """Write what flow and LoRA make of each degradation, beside no network and the autoencoder alone."""
+    methods = {
+        "image": "none: the picture as it is",
+        "autoencoder": "autoencoder alone",
+        "flow": f"flow of `{result['pipeline']}`",
+        "LoRA": f"with `{result['lora']}`",
+    }
+    accuracy = result["graders"][result["extractor"]]["accuracy"]
+    text = (
+        f"{result['num_images']:,} {result['split']} images, degraded and scaled up again (seed {result['seed']}, with their labels, "
+        f"guidance {result['guidance_scale']:g}). *Fidelity*: PSNR between thumbnails of the result and of the image, of the "
+        "size of the coarse latent. *Class named*: how often the grader, a classifier that is right on "
+        f"{accuracy:.1%} of the real images, names the class; the distances are on its features, to {result['num_reference']:,} "
+        f"other {result['split']} images, and no FID. Not degraded, the coarse latent is the true one: an oracle. "
+        f"{measured_by('upscale', result)}"
+    )
+    header = ["picture", "method", "α", "steps", "fidelity", "PSNR", "class named", "Fréchet distance", "kernel distance × 1000"]  # fmt: skip
+    lines = []
+    for row in result["upscaling"]:
+        is_same = row["degradation"] == "none" and row["method"] == "image"
+        title = "the image" if row["degradation"] == "none" else row["degradation"].replace("-", " by ")
+        cells = [title, methods[row["method"]], "-" if row["strength"] is None else f"{row['strength']:g}"]
+        cells += [row["steps"] or "-", *("-" if is_same else f"{row[k]:.1f} dB" for k in ("fidelity_db", "psnr_db"))]
+        cells += [
+            f"{row['class_named']:.1%}",
+            f"{row['frechet_distance']:.1f}",
+            f"{1000 * row['kernel_distance']:.1f}",
+        ]
+        lines.append(cells)
+    return f"{text}\n\n{markdown(header, lines)}"
+
+
 def main(argv=None):
     args = parse_args(argv)
-    if args.output is not None and os.path.exists(args.output):
-        raise ValueError(f"`output` must not exist, nothing is overwritten: {args.output!r} does.")
+    refuse_existing(args.output)
     upscaler = Upscaler(args)
     extractors = [Extractor(path).to(args.device) for path in args.grader]
-    resolution = upscaler.pipe._default_size(None, None)[0]
+    resolution = image_size(upscaler.pipe)[0]
     reference = Reference(args.data, args.split, resolution, extractors, args.cache_dir, args.num_images)
     if args.figure is not None:
         os.makedirs(os.path.dirname(os.path.abspath(args.figure)), exist_ok=True)
         draw(upscaler, reference, args).save(args.figure)
         print(f"wrote {args.figure}")
     if args.output is not None:
-        names = {k: os.path.basename(getattr(args, k).rstrip("/")) for k in ("pipeline", "lora")}
-        result = names | {"guidance_scale": args.guidance_scale} | reference.facts | environment(args)
+        names = {name: os.path.basename(getattr(args, name).rstrip("/")) for name in ("pipeline", "lora")}
+        result = {"script": "upscale"} | names | {"guidance_scale": args.guidance_scale} | reference.facts
+        result |= {"num_images": args.num_images, "seed": args.seed} | environment()
         result["upscaling"] = grade(upscaler, reference, args)
-        os.makedirs(os.path.dirname(os.path.abspath(args.output)), exist_ok=True)
-        with open(args.output, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+        write(result, args.output)
         print(f"wrote {args.output}")
 
 
