@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Tests use what users use: no private name of ours, no global of a script replaced, no time measured by the clock."""
+"""Tests use what users use: no private name of ours, no global of a script replaced, no clock; a skip has its reason."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,13 @@ ROOT = Path(__file__).parents[1]
 CODE = [ROOT / "src", ROOT / "examples", ROOT / "benchmarks"]
 TESTS = ROOT / "tests"
 # Names of diffusers that its pipelines and processors must have
-OF_DIFFUSERS = {"_interrupt", "_guidance_scale", "_optional_components", "_callback_tensor_inputs", "_attention_backend"}
+OF_DIFFUSERS = {
+    "_interrupt",
+    "_guidance_scale",
+    "_optional_components",
+    "_callback_tensor_inputs",
+    "_attention_backend",
+}
 CLOCKS = {"time", "monotonic", "perf_counter", "process_time", "monotonic_ns", "perf_counter_ns", "time_ns"}
 
 
@@ -87,6 +93,10 @@ def faults(sources: dict[str, str], private: set[str]) -> list[str]:
                         )
                 if function == "setitem" and root_of(node.args[0]) in scripts[name]:
                     wrong.append(f"{name}.py:{line}: {ast.unparse(node.args[0])} of a script is replaced")
+                if function in ("skip", "skipif", "importorskip", "xfail"):
+                    is_told = function == "skip" and bool(node.args)
+                    if not is_told and "reason" not in {keyword.arg for keyword in node.keywords}:
+                        wrong.append(f"{name}.py:{line}: {function} without a reason")
             if isinstance(node, ast.Attribute) and root_of(node) == "time" and node.attr in CLOCKS:
                 wrong.append(f"{name}.py:{line}: time.{node.attr}: a busy machine is slow")
     return sorted(set(wrong))
@@ -112,6 +122,8 @@ def test_tests_use_what_users_use():
         ("script = load_script('x')\npatch.setitem(script.SIZES, 'a', 1)", "script.SIZES of a script is replaced"),
         ("from other import script\npatch.setattr(script, 'a', 1)", "script.a of a script is replaced"),
         ("import train_lowfreq as t\npatch.setattr(t, 'a', 1)", "t.a of a script is replaced"),
+        ("pytest.importorskip('deepspeed')", "importorskip without a reason"),
+        ("pytest.skip()", "skip without a reason"),
         ("import time\nstarted = time.monotonic()", "time.monotonic: a busy machine is slow"),
     ],
 )
