@@ -13,9 +13,13 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-HELPERS = ["tiny.py", "scripts.py", "stock.py", "hub_server.py"]
-TESTS = ["test_loading.py", "test_pipeline.py", "test_transformer.py", "test_guiders.py", "test_hub.py"]
-TESTS += ["test_text_to_image.py", "test_stock_start.py"]
+TESTS = [
+    "pipelines/test_loading.py",
+    "pipelines/test_pipeline.py",
+    "pipelines/test_guiders.py",
+    "pipelines/test_hub.py",
+]
+TESTS += ["pipelines/test_text_to_image.py", "models/test_transformer.py", "stock/test_stock_start.py"]
 
 
 @pytest.mark.slow
@@ -26,10 +30,9 @@ def test_works_with_the_oldest_supported_versions(tmp_path):
     shutil.copytree(ROOT / "src", source / "src", ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    (tmp_path / "tests").mkdir()
     shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=ignore)  # the training scripts push to the Hub
-    for name in HELPERS + TESTS:
-        shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # where the helpers of the tests are
     constraints = ROOT / "constraints-min.txt"
     lowest = re.search(r"diffusers>=([\d.]+)", (ROOT / "setup.py").read_text())[1]
     pinned = re.search(r"^diffusers==(.+)$", constraints.read_text(), re.MULTILINE)[1]

@@ -1,7 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """The package as it is installed."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -54,9 +56,30 @@ assert pipe(num_images_per_prompt=2).images[1].size == (8, 8)
 
 
 def test_version_has_one_home():
-    """The version is read from the package by setup.py and is written nowhere else."""
+    """The version stands in version.py and nowhere else but in files that older versions have written."""
     version = re.escape(diffusers_lowfreq.__version__)
-    files = subprocess.run(
-        ["git", "grep", "-lE", rf"version.*{version}"], cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    assert set(files.split()) <= {"src/diffusers_lowfreq/__init__.py"}
+    command = ["git", "grep", "-lE", rf"version.*{version}", "--", ".", ":!tests/fixtures/*.*.*/*"]
+    files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert set(files.split()) == {"src/diffusers_lowfreq/version.py"}
+
+
+def test_setup_reads_the_version():
+    found = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split()[-1] == diffusers_lowfreq.__version__
+
+
+@pytest.mark.skipif(
+    shutil.which("bash") is None or shutil.which("sed") is None, reason="the workflow runs bash and sed"
+)
+@pytest.mark.parametrize(
+    "tag, is_released", [("v{}", True), ("{}", True), ("v{}.1", False), ("v", False), ("", False)]
+)
+def test_the_release_workflow_publishes_the_version_only(tag, is_released):
+    """Its own line, run by bash on the sources as they are."""
+    workflow = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    (line,) = re.findall(r"run: (test .*GITHUB_REF_NAME.*)", workflow)
+    environment = {**os.environ, "GITHUB_REF_NAME": tag.format(diffusers_lowfreq.__version__)}
+    result = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment)
+    assert (result.returncode == 0) == is_released

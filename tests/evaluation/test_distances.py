@@ -165,7 +165,9 @@ def test_precision_recall_of_grids():
 
 
 @pytest.mark.parametrize(
-    "function, smallest", [(frechet_distance, 2), (kernel_distance, 2), (precision_recall, 4)], ids=lambda x: str(x)
+    "function, smallest",
+    [(frechet_distance, 2), (kernel_distance, 2), (precision_recall, 4)],
+    ids=["frechet_distance", "kernel_distance", "precision_recall"],
 )
 def test_bad_features(function, smallest):
     good, bad = randn(8, 2), randn(8, 2)

@@ -174,9 +174,12 @@ def test_given_latents_that_disagree_with_other_arguments(pipe):
     assert_refused(make_pipeline(prior=None), "prior_latents", "no `prior`", class_labels=0)
 
 
-@pytest.mark.parametrize(
-    "value", [0, "cpu", True, [], [0, 1], [seeded(), None], [seeded()], [seeded()] * 3, (seeded(),) * 4, {}], ids=repr
-)
+NOT_GENERATORS = {repr(value): value for value in (0, "cpu", True, [], [0, 1], {})}
+NOT_GENERATORS |= {"one and None": [seeded(), None], "one": [seeded()], "three": [seeded()] * 3}
+NOT_GENERATORS |= {"four in a tuple": (seeded(),) * 4}
+
+
+@pytest.mark.parametrize("value", NOT_GENERATORS.values(), ids=NOT_GENERATORS)
 def test_generators(pipe, value):
     assert_refused(pipe, "generator", "a list of 2", class_labels=[0, 1], generator=value)
 

@@ -424,7 +424,7 @@ def test_what_is_no_tensor_in_a_sharded_state_is_refused():
 
 
 def test_deepspeed_is_not_given_more_than_its_own_classes():
-    scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler")
+    scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler", reason="DeepSpeed is not installed")
     torch.save({"loss_scaler": scaler.LossScaler(1.0)}, "mp_rank_00_model_states.pt")
     plant("trap.pt", "torch")
     with weights_only(accelerator("DEEPSPEED")):
