@@ -243,7 +243,7 @@ def test_the_advice_of_other_settings_is_not_overwritten(workplace):
             "--pretrained_vae_model_name_or_path unet",
             "must be .* an autoencoder of diffusers .* got 'unet', a UNet2DModel",
         ),
-        ("--pretrained_vae_model_name_or_path broken", "`sample` must be finite, got 6 of 6"),
+        ("--pretrained_vae_model_name_or_path broken", "`sample` must be finite, but 6 of 6"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(workplace, line, message):
