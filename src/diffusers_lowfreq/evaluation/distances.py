@@ -6,7 +6,7 @@ import torch
 from diffusers.utils import logging
 
 from ..guards.tensors import check_finite, check_shape
-from ..guards.values import check_count, is_integer
+from ..guards.values import check_count
 
 
 logger = logging.get_logger(__name__)
@@ -167,8 +167,7 @@ def kernel_distance(
     _check_features(2, reference.shape[-1], features=features, reference=reference)
     if num_subsets is not None:
         check_count("num_subsets", num_subsets)
-    if not is_integer(subset_size) or subset_size < 2:
-        raise ValueError(f"`subset_size` must be an integer from 2 on, got {subset_size!r}.")
+    check_count("subset_size", subset_size, least=2)
     sets = features.double(), reference.to(features.device).double()
     if num_subsets in (None, 1):
         return _squared_mmd(*sets).item(), 0.0
