@@ -69,14 +69,14 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         Returns:
             [`LowFreqPipelineOutput`] or `tuple`: As in [`LowFreqPipeline.__call__`].
         """
-        self._begin(call, condition)
         device, dtype, alpha = self._flow_device, self.transformer.dtype, self.scheduler.alpha(call.noise_ratio)
+        self._begin(call, condition, device)
 
         # 1. The coarse latent, from the prior model unless given. A source that is given, or pure noise, needs none
         latents, low, held_noise = call.latents, call.prior_latents, 0.0
         noisy = low  # the same, unless the prior model stops early
         if latents is None and low is None and alpha < 1:
-            noisy, low, held_noise = self._sample_prior(call, alpha, condition, unconditional)
+            noisy, low, held_noise = self._sample_prior(call, alpha, condition, unconditional, device)
 
         # 2. The source: the coarse latent, upsampled and mixed with noise
         if low is not None:
@@ -203,9 +203,16 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
             clean, _ = self.denoise(velocity, scheduler, x, StepCallback("prior_latents"))
         return prior.denormalize(noisy), prior.denormalize(clean)  # from unit scale to the scale of D(x)
 
-    def _sample_prior(self, call: Call, alpha: float, condition: Condition, unconditional: Condition | None) -> tuple:
+    def _sample_prior(
+        self,
+        call: Call,
+        alpha: float,
+        condition: Condition,
+        unconditional: Condition | None,
+        device: torch.device,
+    ) -> tuple:
         """Sample coarse latents for a call: with the noise of an early stop, without it, and the deviation of that noise."""
-        factor, device, final_sigma, held_noise = self.scheduler.config.factor, self._flow_device, 0.0, 0.0
+        factor, final_sigma, held_noise = self.scheduler.config.factor, 0.0, 0.0
         height, width = (side // factor for side in self._latent_shape[1:])
         if self.config.truncate_prior if call.truncate_prior is None else call.truncate_prior:
             final_sigma = final_prior_sigma(self.prior, self.scheduler, alpha, height, width)
@@ -264,7 +271,7 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
 
     # ------------------------------------------------------------------------------------------------ state of a call
 
-    def _begin(self, call: Call, condition: Condition):
+    def _begin(self, call: Call, condition: Condition, device: torch.device):
         """Set the state of a call, and the grid of the flow."""
         self._guidance_scale = call.guidance_scale
         self._prior_guidance_scale = call.prior_guidance_scale
@@ -274,7 +281,7 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         height, width = call.height // self.vae_scale_factor, call.width // self.vae_scale_factor
         self._latent_shape = (self.transformer.config.in_channels, height, width)
         steps, sigmas = call.num_inference_steps, call.sigmas
-        set_grid(self.scheduler, self.transformer, height, width, self._flow_device, steps, sigmas)
+        set_grid(self.scheduler, self.transformer, height, width, device, steps, sigmas)
         self._num_timesteps = len(self.scheduler.timesteps)
 
     def _decode(self, call: Call, latents: torch.Tensor, low: torch.Tensor | None) -> LowFreqPipelineOutput | tuple:

@@ -372,13 +372,14 @@ def _check_latents(pipe, call: Call, alpha: float):
         raise ValueError("Pass `latents` (the source) or `prior_latents` (the coarse latent), not both.")
     if call.latents is None and call.prior_latents is None and pipe.prior is None and alpha < 1:
         raise ValueError("`prior_latents` or `latents` must be given: this pipeline has no `prior`.")
-    factor, dtype = pipe.scheduler.config.factor, pipe.transformer.dtype
+    factor = pipe.scheduler.config.factor
     height, width = call.height // pipe.vae_scale_factor, call.width // pipe.vae_scale_factor
     shape = (call.batch_size, pipe.transformer.config.in_channels)
     if call.latents is not None:
-        check_tensor("latents", call.latents, (*shape, height, width), dtype)
+        check_tensor("latents", call.latents, (*shape, height, width), pipe.transformer.dtype)
     if call.prior_latents is not None:
-        check_tensor("prior_latents", call.prior_latents, (*shape, height // factor, width // factor), dtype)
+        shape = (*shape, height // factor, width // factor)
+        check_tensor("prior_latents", call.prior_latents, shape, pipe.transformer.dtype)
 
 
 # --------------------------------------------------------------------------------------------- text of a call
