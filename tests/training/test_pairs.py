@@ -134,9 +134,9 @@ def test_semi_discrete_noise_chooses_its_sample_among_all(is_labelled):
 
 def test_dropped_labels_become_the_label_of_none():
     labels = torch.arange(BATCH) % 3
-    told = Labels(3, 0.5)(labels, draws())["class_labels"]
+    inputs = Labels(3, 0.5)(labels, draws())["class_labels"]
     is_dropped = uniform(BATCH, generators()) < 0.5
-    assert 0 < is_dropped.sum() < BATCH and torch.equal(told, torch.where(is_dropped, 3, labels))
+    assert 0 < is_dropped.sum() < BATCH and torch.equal(inputs, torch.where(is_dropped, 3, labels))
     assert torch.equal(Labels(3, 0.0)(labels, draws())["class_labels"], labels)
 
 
@@ -151,11 +151,11 @@ def test_encoded_conditions_are_drawn_among_those_of_an_image_and_dropped_to_the
     numbers = [[2 * i, 2 * i + 1] for i in range(BATCH)]
     conditions, drawn = EncodedConditions(table, {"shared": 1}, numbers, 0.5), draws()
     chosen = conditions.choose(batch(), drawn)
-    told = conditions(chosen, drawn)
+    inputs = conditions(chosen, drawn)
     second = (uniform(BATCH, of) * 2).long()
     assert torch.equal(chosen, 2 * torch.arange(BATCH) + second)
     is_dropped = uniform(BATCH, of) < 0.5
-    assert told["shared"] == 1 and torch.equal(told["rows"][:, 0], torch.where(is_dropped, 24, chosen).float())
+    assert inputs["shared"] == 1 and torch.equal(inputs["rows"][:, 0], torch.where(is_dropped, 24, chosen).float())
     # Without conditions the draws are the same, and what comes after them
     alone, same = EncodedConditions({}, {"shared": 1}, None, 0.5), draws()
     assert alone.choose(batch(), same) is None and alone(None, same) == {"shared": 1}
