@@ -492,6 +492,7 @@ def assert_one_process_does_the_same(**options):
     assert table("two")["Training of the flow"]["processes"] == "2"
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(workplace):
     make_folder(workplace / "images")
     options = {"prior_coupling": "independent", "noise_ratio_range": (0.3, 0.8), "max_train_steps": 3}
