@@ -61,8 +61,7 @@ def parse_args(argv=None):
     parser.add_argument("--dataset_config_name")
     parser.add_argument("--pretrained_vae_model_name_or_path", help="any autoencoder of diffusers; none: pixels")
     parser.add_argument("--vae_subfolder")
-    parser.add_argument("--revision")
-    parser.add_argument("--variant")
+    opt.add_revision_options(parser)
     parser.add_argument("--num_images", type=opt.count(), default=1000, help="chosen by seed")
     help = "images of the coupling check, kept in memory"
     parser.add_argument("--num_pairs", type=opt.count(least=2), default=500, help=help)

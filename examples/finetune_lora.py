@@ -14,7 +14,6 @@ The result loads with `pipe.load_lora_weights(output_dir)`, and knows its source
 The loop is in `train` below. Every draw in it is keyed by seed, step and position in the global batch.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -50,7 +49,7 @@ from diffusers_lowfreq.training.data.images import open_images
 from diffusers_lowfreq.training.data.latent_cache import open_latents
 from diffusers_lowfreq.training.data.shards import save_shard
 from diffusers_lowfreq.training.hub import prepare_repository, upload_output
-from diffusers_lowfreq.training.options import Clash, free, refuse_clashes
+from diffusers_lowfreq.training.options import Clash, refuse_clashes
 from diffusers_lowfreq.training.pairs import FlowPairs
 from diffusers_lowfreq.training.validation import validate_stock_pipeline
 
@@ -67,14 +66,9 @@ CLASHES = [
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    free(parser.add_argument("--config", help="JSON file of overrides of the defaults below"))
+    parser = opt.make_parser(__doc__)
     parser.add_argument("--pretrained_model_name_or_path", required=True, help="a flow pipeline")
-    parser.add_argument("--revision")
-    parser.add_argument("--variant")
-    free(parser.add_argument("--output_dir", required=True))
+    opt.add_revision_options(parser)
 
     group = parser.add_argument_group("data")
     opt.add_image_options(group, resolution=512)
@@ -82,7 +76,6 @@ def parse_args(argv=None):
     group.add_argument("--caption_column", help="strings; for pipelines that take prompts")
     group.add_argument("--instance_prompt", help="one caption for all images, instead of a column")
     group.add_argument("--label_column", default="label", help="integers, for pipelines that take class labels")
-    group.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True)
     group.add_argument("--max_sequence_length", type=opt.size, help="of the text encoder, as in the pipeline's call")
     opt.add_cache_options(group, cache_batch_size=8)
 

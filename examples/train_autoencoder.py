@@ -43,14 +43,9 @@ def channels(text):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    free(parser.add_argument("--config", help="JSON file of overrides of the defaults below"))
+    parser = opt.make_parser(__doc__)
     opt.add_image_options(parser, resolution=32)
-    parser.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True)
     free(parser.add_argument("--cache_dir", help="folder of the cache of decoded images, by default output_dir/cache"))
-    free(parser.add_argument("--output_dir", required=True))
     parser.add_argument("--block_out_channels", type=channels, nargs="+", default=[16, 32, 64])
     parser.add_argument("--layers_per_block", type=opt.size, default=1)
     parser.add_argument("--latent_channels", type=opt.size, default=8)

@@ -158,12 +158,8 @@ CLASHES = [
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    free(parser.add_argument("--config", help="JSON file of overrides of the defaults below"))
+    parser = opt.make_parser(__doc__)
     free(parser.add_argument("--train", choices=["both", "prior", "flow"], default="both"))
-    free(parser.add_argument("--output_dir", required=True))
 
     group = parser.add_argument_group("data")
     opt.add_image_options(group, resolution=32)
@@ -172,7 +168,6 @@ def parse_args(argv=None):
     help = "strings, or lists of them to draw from: the models are told text instead of labels"
     group.add_argument("--caption_column", help=help)
     group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use the labels")
-    group.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True)
     help = "read and encode the images while training instead of once, for sets that do not fit; sharded by process"
     group.add_argument("--streaming", action="store_true", help=help)
     help = "images of a stream that are shuffled at a time, per process"
@@ -189,8 +184,7 @@ def parse_args(argv=None):
     group.add_argument("--pretrained_text_encoder_name_or_path", help="a CLIP or T5 encoder and its tokenizer")
     group.add_argument("--text_encoder_subfolder")
     group.add_argument("--tokenizer_subfolder")
-    group.add_argument("--revision")
-    group.add_argument("--variant")
+    opt.add_revision_options(group)
     group.add_argument("--latent_statistics", choices=["measured", "config"], default="measured")
     help = f"{list(SIZES)} or LAYERSxHEADSxHEAD_DIM; {FROM_PIPELINE}"
     group.add_argument("--transformer_size", type=opt.network_size, default="tiny", help=help)

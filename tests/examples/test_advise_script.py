@@ -48,12 +48,12 @@ def assert_figures_of(advice: dict, x: torch.Tensor):
     centred = x - x.mean((0, 2, 3), keepdim=True)
     noise = torch.randn(x.shape, generator=keyed_generator(0, "noise"))
     for row in advice["rows"]:
-        kind = {k: row[k] for k in ("projection", "factor")}
-        lost = x - LowFrequencyProjection(**kind)(x)
+        settings = {k: row[k] for k in ("projection", "factor")}
+        lost = x - LowFrequencyProjection(**settings)(x)
         expected = 1 - lost.square().sum() / centred.square().sum()
         assert row["energy_kept"] == pytest.approx(expected.item(), abs=1e-4)
         for a, path, kept in zip(advice["noise_ratios"], row["path_length"], row["identity_share"]):
-            source = LowFreqFlowMatchScheduler(**kind, noise_ratio=a).make_source_from_sample(x, noise)
+            source = LowFreqFlowMatchScheduler(**settings, noise_ratio=a).make_source_from_sample(x, noise)
             assert path == pytest.approx((source - x).square().mean().item(), rel=0.05, abs=1e-4)
             cost = torch.cdist(source.flatten(1).double(), x.flatten(1).double()).square()
             assert kept == pytest.approx((linear_sum_assignment(cost)[1] == range(len(x))).mean())

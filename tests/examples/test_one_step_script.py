@@ -181,10 +181,10 @@ def test_a_flow_goes_on_as_a_one_step_model():
 # -------------------------------------------------------------------------------------------------------- the trajectory
 
 
-@pytest.mark.parametrize("kind", ["mean_flow", "distillation"])
-def test_a_resumed_run_takes_the_same_path(kind):
-    options = {"objective": "mean_flow"} if kind == "mean_flow" else STUDENT | GUIDANCE
-    if kind == "distillation":
+@pytest.mark.parametrize("objective", ["mean_flow", "distillation"])
+def test_a_resumed_run_takes_the_same_path(objective):
+    options = {"objective": "mean_flow"} if objective == "mean_flow" else STUDENT | GUIDANCE
+    if objective == "distillation":
         make_teacher()
     options |= {"max_train_steps": 6, "prior_max_train_steps": 6, "checkpointing_steps": 3, "cache_dir": "cache"}
     train(**options | {"output_dir": "whole"})
@@ -196,10 +196,10 @@ def test_a_resumed_run_takes_the_same_path(kind):
         assert_same(weights(f"cut/{name}"), weights(f"whole/{name}"))
 
 
-@pytest.mark.parametrize("kind", ["mean_flow", "distillation"])
-def test_batch_8_is_accumulation_of_4_times_2(kind):
-    options = {"objective": "mean_flow", **GUIDANCE} if kind == "mean_flow" else STUDENT | GUIDANCE
-    if kind == "distillation":
+@pytest.mark.parametrize("objective", ["mean_flow", "distillation"])
+def test_batch_8_is_accumulation_of_4_times_2(objective):
+    options = {"objective": "mean_flow", **GUIDANCE} if objective == "mean_flow" else STUDENT | GUIDANCE
+    if objective == "distillation":
         make_teacher()
     options |= {"prior_coupling": "independent", "cache_dir": "cache"}
     for batch, accumulation in ((8, 1), (4, 2)):
@@ -210,10 +210,10 @@ def test_batch_8_is_accumulation_of_4_times_2(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["forward", "central", "distillation"])
-def test_two_processes_are_one_with_twice_the_batch(workplace, kind):
-    options = {"objective": "mean_flow", "derivative": kind, **GUIDANCE}
-    if kind == "distillation":
+@pytest.mark.parametrize("objective", ["forward", "central", "distillation"])
+def test_two_processes_are_one_with_twice_the_batch(workplace, objective):
+    options = {"objective": "mean_flow", "derivative": objective, **GUIDANCE}
+    if objective == "distillation":
         make_teacher(transformer_size="1x2x8", prior_size="1x2x8")
         options = STUDENT | GUIDANCE
     else:

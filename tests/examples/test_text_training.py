@@ -71,14 +71,14 @@ def test_a_run_leaves_a_pipeline_that_generates_and_a_true_card(workplace, image
     assert pipe.transformer.config.caption_channels == pipe.prior.config.caption_channels == 6
     assert len(glob.glob("out/samples/*.png")) == 2
     captions = CaptionCache(glob.glob("cache/captions-*")[0], [["a red photo"]])
-    told = {"encoder_hidden_states": torch.zeros(1, captions.mean_tokens, 6)}
+    text = {"encoder_hidden_states": torch.zeros(1, captions.mean_tokens, 6)}
     with open("out/README.md") as file:
         card = file.read()
     for row in (
         "captions | 6 different ones, of 5 tokens on average",
         "text encoder | CLIPTextModel",
-        f"FLOPs of a forward pass for one image | {count_flops(pipe.transformer, (4, 8, 8), **told):,}",
-        f"FLOPs of a forward pass for one image | {count_flops(pipe.prior, (4, 4, 4), **told):,}",
+        f"FLOPs of a forward pass for one image | {count_flops(pipe.transformer, (4, 8, 8), **text):,}",
+        f"FLOPs of a forward pass for one image | {count_flops(pipe.prior, (4, 4, 4), **text):,}",
     ):
         assert f"| {row} |" in card
     namespace = {}
@@ -141,8 +141,8 @@ def test_a_dropped_caption_is_the_empty_one(workplace, images):
     for dropout in (0.0, 1.0):
         train(train="flow", label_dropout=dropout, output_dir=f"empty-{dropout}")
         assert_same(f"empty-{dropout}/transformer", "out/transformer")
-    train(train="flow", label_dropout=0.0, output_dir="told", caption_column="one")
-    assert differ("told/transformer", "out/transformer")
+    train(train="flow", label_dropout=0.0, output_dir="captioned", caption_column="one")
+    assert differ("captioned/transformer", "out/transformer")
 
 
 def test_the_coupling_of_the_prior_stays_within_a_caption(workplace, images):

@@ -432,6 +432,21 @@ def test_resuming_with_another_configuration_is_refused_by_name(workplace, image
         train(train="flow", resume_from_checkpoint="latest", **change)
 
 
+def test_an_option_that_a_checkpoint_does_not_know_counts_as_its_default(workplace, images):
+    """So that a run goes on after an option was added; another value than the default is still another run."""
+    train(train="flow", checkpointing_steps=2)
+    expected = state("out/checkpoint-4")
+    shutil.rmtree("out/checkpoint-4")
+    path = "out/checkpoint-2/training_args.json"
+    known = json.load(open(path))
+    with open(path, "w") as file:
+        json.dump({k: v for k, v in known.items() if k not in ("label_dropout", "degraded_share", "logit_std")}, file)
+    with pytest.raises(ValueError, match=re.escape("(label_dropout: 0.1 -> 0.2)")):
+        train(train="flow", checkpointing_steps=2, resume_from_checkpoint="latest", label_dropout=0.2)
+    train(train="flow", checkpointing_steps=2, resume_from_checkpoint="latest")
+    assert_same(state("out/checkpoint-4"), expected)
+
+
 @pytest.mark.parametrize("path", ["out", "out/checkpoint-7", "nowhere/checkpoint-4"])
 def test_what_is_no_checkpoint_is_refused(workplace, images, path):
     os.makedirs("out/checkpoint-7")
@@ -477,6 +492,7 @@ def assert_one_process_does_the_same(**options):
     assert table("two")["Training of the flow"]["processes"] == "2"
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(workplace):
     make_folder(workplace / "images")
     options = {"prior_coupling": "independent", "noise_ratio_range": (0.3, 0.8), "max_train_steps": 3}

@@ -47,8 +47,8 @@ def lora_state(checkpoint):
     return found | {"optimizer.bin": torch.load(f"{checkpoint}/optimizer.bin")}
 
 
-@pytest.mark.parametrize("share, kinds", [(0.0, {"true"}), (0.5, {"true", "degraded"}), (1.0, {"degraded"})])
-def test_the_source_is_made_of_degraded_images_and_the_sample_is_not(workplace, images, monkeypatch, share, kinds):
+@pytest.mark.parametrize("share, origins", [(0.0, {"true"}), (0.5, {"true", "degraded"}), (1.0, {"degraded"})])
+def test_the_source_is_made_of_degraded_images_and_the_sample_is_not(workplace, images, monkeypatch, share, origins):
     """In pixels, where it can be seen which image a source was made of."""
     seen, make_source = [], LowFreqFlowMatchScheduler.make_source_from_sample
 
@@ -68,16 +68,16 @@ def test_the_source_is_made_of_degraded_images_and_the_sample_is_not(workplace, 
     true = load_images(train_data_dir="images", resolution=16)
     sets = {"true": true, "degraded": DegradedImages(true)}
     known = {}
-    for kind, dataset in sets.items():
+    for origin, dataset in sets.items():
         for i in range(len(dataset)):
             for flipped in (dataset[i], dataset[i].flip(-1)):
-                known[flipped.numpy().tobytes()] = (kind, i)
+                known[flipped.numpy().tobytes()] = (origin, i)
     found = [known[((x + 1) * 127.5).round().byte().numpy().tobytes()] for x in torch.cat(seen)]
     targets = [known[((x + 1) * 127.5).round().byte().numpy().tobytes()] for x in torch.cat(samples)]
-    assert {kind for kind, _ in found} == kinds and {kind for kind, _ in targets} == {"true"}
+    assert {origin for origin, _ in found} == origins and {origin for origin, _ in targets} == {"true"}
     assert [i for _, i in found] == [i for _, i in targets]  # each the coarse version of its own image
     if share == 0.5:
-        assert 0.3 < sum(kind == "true" for kind, _ in found) / len(found) < 0.7
+        assert 0.3 < sum(origin == "true" for origin, _ in found) / len(found) < 0.7
 
 
 @pytest.mark.parametrize("rank", [None, 2])

@@ -37,11 +37,11 @@ def test_it_serves_what_the_pipeline_encodes(encoder, tmp_path):
     cache = build(encoder, tmp_path)
     assert cache.texts == TEXTS and cache.empty == 5
     numbers = torch.tensor([1, 5, 3, 1])
-    told = cache.embeddings(numbers)
+    embedded = cache.embeddings(numbers)
     embeds, mask = encode_text(*encoder, [TEXTS[i] for i in numbers])
-    assert torch.equal(told["encoder_attention_mask"], mask)
+    assert torch.equal(embedded["encoder_attention_mask"], mask)
     expected = embeds * mask[..., None]  # padding is zero, in half precision like all the rest
-    torch.testing.assert_close(told["encoder_hidden_states"], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(embedded["encoder_hidden_states"], expected, rtol=1e-3, atol=1e-3)
     lengths = [len(encoder[1](text).input_ids) for text in TEXTS]
     assert cache.mean_tokens == round(sum(lengths) / 6)
     # as the negative prompt of a pipeline is

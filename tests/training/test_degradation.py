@@ -67,12 +67,14 @@ def test_every_image_has_its_own_fixed_degradation(workplace):
     for i in range(16):
         assert torch.equal(degraded[i], again[i])
         distances = {
-            kind: min((degraded[i].int() - degrade(images[i], kind, f).int()).abs().max().item() for f in factors)
-            for kind in DEGRADATIONS
+            degradation: min(
+                (degraded[i].int() - degrade(images[i], degradation, f).int()).abs().max().item() for f in factors
+            )
+            for degradation in DEGRADATIONS
         }
         nearest.append(min(distances, key=distances.get))
-        assert distances[nearest[-1]] <= 6  # of this kind, by a factor from 2 to 8
-    assert min(nearest.count(kind) for kind in DEGRADATIONS) >= 4
+        assert distances[nearest[-1]] <= 6  # of this degradation, by a factor from 2 to 8
+    assert min(nearest.count(degradation) for degradation in DEGRADATIONS) >= 4
 
 
 def test_pairs_are_of_the_same_images(workplace):

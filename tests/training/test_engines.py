@@ -43,11 +43,11 @@ needs_deepspeed = pytest.mark.skipif(
 ENGINES = ["ddp", "fsdp2", *(pytest.param(f"zero{stage}", marks=needs_deepspeed) for stage in (2, 3))]
 
 
-def fake(kind: str, **attributes):
+def fake(engine: str, **attributes):
     """What `check_engine` asks an `Accelerator`."""
     attributes = {"mixed_precision": "no", "scaler": None} | attributes
     state = SimpleNamespace(fsdp_plugin=attributes.pop("fsdp_plugin", None))
-    return SimpleNamespace(distributed_type=DistributedType[kind], state=state, **attributes)
+    return SimpleNamespace(distributed_type=DistributedType[engine], state=state, **attributes)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_what_the_training_cannot_work_under_is_refused_by_name(accelerator, nam
         check_engine(accelerator())
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_an_engine_that_accelerate_leaves_out_is_refused(monkeypatch, kind):
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(ValueError, match=f"`distributed_type` .* is {kind}, which accelerate leaves out"):
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_an_engine_that_accelerate_leaves_out_is_refused(monkeypatch, engine):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ValueError, match=f"`distributed_type` .* is {engine}, which accelerate leaves out"):
         check_engine(fake("NO"))
 
 

@@ -58,10 +58,10 @@ def pixels_of(images) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
+@pytest.mark.parametrize("vae_class", ["AutoencoderKL", "AutoencoderTiny"])
 @torch.no_grad()
-def test_an_entry_is_the_encoding_of_its_image_or_of_its_mirror(images, vae, kind, flip):
-    if kind == "AutoencoderTiny":
+def test_an_entry_is_the_encoding_of_its_image_or_of_its_mirror(images, vae, vae_class, flip):
+    if vae_class == "AutoencoderTiny":
         torch.manual_seed(0)
         options = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
         vae = AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), **options).eval()

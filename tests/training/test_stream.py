@@ -101,9 +101,9 @@ def test_threads_and_the_size_of_a_batch_change_no_image(files):
         torch.testing.assert_close(torch.cat([batch["sample"] for batch in batches]), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["pixels", "latents"])
-def test_it_serves_what_the_cache_does(files, kind):
-    vae = make_vae("vae") if kind == "latents" else None
+@pytest.mark.parametrize("space", ["pixels", "latents"])
+def test_it_serves_what_the_cache_does(files, space):
+    vae = make_vae("vae") if space == "latents" else None
     cache = LatentCache.build(load_images(train_data_dir="images", resolution=16), vae, "cache")
     by_label = {int(label): i for i, label in enumerate(cache.labels)}
     mirrored = 0

@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""What a network is told of a sample: a label, a caption, or nothing.
+"""The conditions of a network: labels, captions, or none.
 
-Each kind is an object with two parts. `choose(batch, draws)` names the condition of each sample by a number, which the couplings
-need: they exchange noise only between samples of the same condition. Called as `conditions(labels, draws)`, it drops some of
-them, so that the model can be guided, and returns the inputs of the network.
+`choose(batch, draws)` gives the condition of each sample as a number. The couplings need it, since they exchange noise only
+between samples of the same condition. `conditions(labels, draws)` drops some of them, so that the model can be guided, and returns
+the inputs of the network.
 """
 
 import torch
@@ -12,7 +12,7 @@ from .keyed import Draws
 
 
 class Unconditional:
-    """The network is told nothing."""
+    """No condition."""
 
     unconditional = None
 
@@ -27,11 +27,11 @@ class Unconditional:
 
 class Labels:
     """
-    The network is told the class of each image.
+    The class of each image.
 
     Args:
         num_classes (`int`):
-            The number of classes; it is also the label of a dropped one.
+            The number of classes, which is also the label that replaces a dropped one.
         dropout (`float`):
             The share of labels to drop.
     """
@@ -52,7 +52,7 @@ class Labels:
 
 class Captions:
     """
-    The network is told a caption of each image, one drawn for each visit.
+    A caption of each image, drawn anew at every visit.
 
     Args:
         texts ([`CaptionCache`] or [`StreamedCaptions`]):
@@ -78,7 +78,7 @@ class Captions:
 
 class EncodedConditions:
     """
-    Somebody else's network is told what its pipeline has made of prompts or labels.
+    The inputs that a stock pipeline makes of prompts or labels for its own network.
 
     Args:
         table (`dict[str, torch.Tensor]`):
@@ -86,7 +86,7 @@ class EncodedConditions:
         shared (`dict`):
             The inputs that are the same for all.
         numbers (`list[list[int]]`, *optional*):
-            The rows of each image, one of which is drawn at each visit. Omitted: the network is told nothing of an image.
+            The rows of each image, one of which is drawn at each visit. Omitted: there is no condition.
         dropout (`float`):
             The share of conditions to drop.
     """

@@ -254,6 +254,22 @@ def refuse_clashes(parser: argparse.ArgumentParser, args: Options, clashes: Iter
 # ------------------------------------------------------------------------------------------------------ shared groups
 
 
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """Make the parser of a training script, described by the first line of `doc`, with `--config` and `--output_dir`."""
+    parser = argparse.ArgumentParser(
+        description=doc.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    free(parser.add_argument("--config", help="JSON file of overrides of the defaults below"))
+    free(parser.add_argument("--output_dir", required=True))
+    return parser
+
+
+def add_revision_options(group):
+    """The revision and the variant of pretrained models."""
+    group.add_argument("--revision")
+    group.add_argument("--variant")
+
+
 def add_image_options(group, resolution: int):
     """Where the images are, and their size."""
     group.add_argument("--dataset_name", help="name of a dataset on the Hub")
@@ -277,7 +293,7 @@ def add_projection_options(group, projections: Iterable[str], factor: int, help:
 
 
 def add_step_options(group, train_batch_size: int, max_train_steps: int, learning_rate: float, lr_warmup_steps: int):
-    """Seed, batches, steps and the schedule of the learning rate."""
+    """Seed, batches, steps, and the schedule of the learning rate."""
     group.add_argument("--seed", type=count(least=0), default=0)
     help = "per process and accumulation step"
     free(group.add_argument("--train_batch_size", type=size, default=train_batch_size, help=help))
@@ -287,6 +303,7 @@ def add_step_options(group, train_batch_size: int, max_train_steps: int, learnin
     group.add_argument("--lr_scheduler", choices=LR_SCHEDULERS, default="cosine")
     group.add_argument("--lr_warmup_steps", type=count(least=0), default=lr_warmup_steps)
     group.add_argument("--max_grad_norm", type=not_negative, default=1.0)
+    group.add_argument("--random_flip", action=argparse.BooleanOptionalAction, default=True, help="mirror images")
     group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"])
 
 

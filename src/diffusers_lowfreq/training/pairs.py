@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """Which source goes with which sample.
 
-[`PriorPairs`] are those of the prior model, [`FlowPairs`] those of the flow, and what else a flow may be trained with has an
-object each: [`NoiseRatioRange`], [`NoiseTransport`], [`DegradedShare`]. [`MinibatchTransport`] and [`SemiDiscretePairs`] are
-given pairs, and couple them anew. The order in which they draw is part of their meaning: a run that is resumed must draw alike.
+[`PriorPairs`] are for the prior model, [`FlowPairs`] for the flow. A flow may also have a [`NoiseRatioRange`], a
+[`NoiseTransport`] and a [`DegradedShare`]. [`MinibatchTransport`] and [`SemiDiscretePairs`] wrap other pairs and couple them anew.
+The order of the draws must not change: a resumed run relies on it.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class PriorPairs:
 
     Args:
         projection ([`LowFrequencyProjection`]):
-            The projection with the D.
+            The projection, which defines D.
         normalize (`Callable`):
             Brings D(x) to unit scale, [`~LowFreqTransformer2DModel.normalize`] of the prior model.
         vae (`ModelMixin`, *optional*):
@@ -76,17 +76,17 @@ class FlowPairs:
 
     Args:
         scheduler ([`LowFreqFlowMatchScheduler`]):
-            What makes the source.
+            The scheduler that makes the source.
         vae (`ModelMixin`, *optional*):
             The autoencoder; `None` for pixels.
         choose (`Callable`):
             `choose(batch, draws)` numbers the condition of each sample.
         transport ([`NoiseTransport`], *optional*):
-            How the noise is shared out. Omitted: as it is drawn.
+            Assigns the noise within a batch. Omitted: the noise stays as it is drawn.
         noise_ratio ([`NoiseRatioRange`], *optional*):
-            Where the noise ratio of each sample is drawn from. Omitted: that of the scheduler.
+            Draws the noise ratio of each sample. Omitted: that of the scheduler.
         degraded ([`DegradedShare`], *optional*):
-            Which sources are made of a degraded copy. Omitted: none.
+            Replaces some samples by degraded copies before the source is made. Omitted: none.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class FlowPairs:
 
 @dataclass
 class NoiseRatioRange:
-    """Draw the noise ratio of each sample, uniform from `lowest` to `highest`; the network is told it."""
+    """Draw the noise ratio of each sample, uniform from `lowest` to `highest`. It is an input of the network."""
 
     lowest: float
     highest: float
@@ -129,10 +129,9 @@ class NoiseRatioRange:
 @dataclass
 class NoiseTransport:
     """
-    Share the noise out within a batch by optimal transport; each sample keeps its own coarse version.
+    Assign the noise within a batch by optimal transport. Each sample keeps its own coarse version.
 
-    The noise is compared with what the projection removes, so that it does not learn of the coarse version it meets when
-    sampling.
+    The cost compares the noise with what the projection removes, so that the noise stays independent of the coarse version.
     """
 
     projection: LowFrequencyProjection
@@ -143,7 +142,7 @@ class NoiseTransport:
 
 @dataclass
 class DegradedShare:
-    """Replace a `share` of the samples by their degraded copies, of which the source is made; the pair keeps its sample."""
+    """Replace a `share` of the samples by degraded copies, from which the source is made. The pair keeps its sample."""
 
     share: float
     vae: torch.nn.Module | None
@@ -170,7 +169,7 @@ class MinibatchTransport:
 @dataclass
 class SemiDiscretePairs:
     """
-    Let the noise choose its sample among all, within the class of the pair.
+    Let the noise choose its sample among all samples, within the class of the pair.
 
     Args:
         pairs (`Callable`):

@@ -47,7 +47,7 @@ def load_pipeline(name_or_path: str, args):
 
 
 def is_conditional(model) -> bool:
-    """Whether a network is told labels or text."""
+    """Whether a network takes labels or text."""
     return model.config.num_classes is not None or model.config.caption_channels is not None
 
 

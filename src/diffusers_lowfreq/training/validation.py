@@ -77,10 +77,10 @@ def validate_pipeline(run, part: str, pipeline, cache, captions, teacher=None):
         return  # a prior model alone makes no image
     args, device = run.args, run.device
     model = getattr(pipeline, NETWORKS[part]).eval()
-    inputs, negative, origin = _call_inputs(part, pipeline, cache, captions, args, device)
     n, images = args.num_validation_images, []
     steps_name = "prior_num_inference_steps" if part == "prior" else "num_inference_steps"
     with run.autocast(), averaged_weights(run.accelerator, run.parameters, run.ema):
+        inputs, negative, origin = _call_inputs(part, pipeline, cache, captions, args, device)
         for pipe in (pipeline,) if teacher is None else (teacher, pipeline):
             for network in (pipe.transformer, pipe.prior, pipe.vae):
                 if network is not None:
