@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Grade a saved pipeline, a low-frequency one or one of diffusers' own, over a list of step counts.
+"""Grade a saved pipeline, a low-frequency one or one of diffusers, over a list of step counts.
 
     python benchmarks/evaluate.py --pipeline checkpoints/cifar10-32 --grader checkpoints/graders/cifar10-32 \
         --data cifar10/test.parquet --split test --output benchmarks/results/cifar10-32.json
 
-Coarse latents come from the prior model (generated) or from images (true, the oracle); these images, the first of a fixed
-random order, are no part of what is compared with. Effective NFE counts forward passes of the flow per image, and those of
-the prior by their share of its FLOPs. With several graders the figures of the first are those of a row.
+Coarse latents come from the prior model (generated) or from images (true, the oracle). These images, the first of a fixed random
+order, are not among those that the results are compared with. Effective NFE counts forward passes of the flow for an image, and
+those of the prior model by their share of its FLOPs. With several graders, a row has the figures of the first.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def parse_args(argv=None):
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--pipeline", required=True)
-    parser.add_argument("--prior", help="a pipeline whose prior model is to take the place of that one's")
+    parser.add_argument("--prior", help="a pipeline whose prior model replaces the own one")
     parser.add_argument(
         "--grader", nargs="+", required=True, help="folders of `train_features.py`, or TorchScript files"
     )
@@ -74,7 +74,7 @@ def parse_args(argv=None):
 
 
 def generate(pipe, steps: int, labels: torch.Tensor, generators: list[torch.Generator], **inputs):
-    """Call any pipeline; return images in [0, 1], the effective NFE, and the coarse latents where there are any."""
+    """Call any pipeline; return images in [0, 1], the effective NFE, and the coarse latents if there are any."""
     if isinstance(pipe, LowFreqPipeline):
         labels = labels if pipe.transformer.config.num_classes is not None else None
         number = 1 if labels is not None or "prior_latents" in inputs else len(generators)
@@ -103,20 +103,20 @@ def generate(pipe, steps: int, labels: torch.Tensor, generators: list[torch.Gene
 
 
 def folded_guidance(pipe, component: str) -> float | None:
-    """The guidance that a one-step model has folded in, 1 if none; `None` for other models, which leave the choice."""
+    """Return the guidance that a one-step model has folded in, 1 if none, or `None` for a model that leaves the choice."""
     config = getattr(getattr(pipe, component, None), "config", {})
     return (config.get("guidance_scale") or 1.0) if config.get("use_meanflow") else None
 
 
 def has_labels(pipe) -> bool:
-    """Say whether a pipeline is told classes."""
+    """Say whether a pipeline takes class labels."""
     if isinstance(pipe, LowFreqPipeline):
         return pipe.transformer.config.num_classes is not None
     return "class_labels" in inspect.signature(pipe.__call__).parameters
 
 
 def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
-    """The velocity that a low-frequency pipeline integrates."""
+    """Return the guided velocity of the flow of a pipeline at a level; a one-step model has its guidance folded in."""
     model = pipe.transformer
 
     def velocity(x, sigma):

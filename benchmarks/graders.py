@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The classifier that grades pictures: its logits name the class, its last features feed Fréchet distances."""
+"""The classifier that grades images: its logits name the class, and its last features go into the distances."""
 
 import torch
 import torch.nn as nn
@@ -17,10 +17,10 @@ class Grader(ModelMixin, ConfigMixin):
         num_classes (`int`, defaults to `10`):
             Classes.
         width (`int`, defaults to `64`):
-            Channels of the first stage; the second and the third have twice and four times as many.
+            Channels of the first stage; the second and third have twice and four times as many.
         patch_size (`int`, defaults to `2`):
-            Side of the squares of pixels that become one place of the first stage: a 16th of the side of the images makes
-            them 16 by 16 places.
+            Side of the patches of pixels that the first stage takes: with a 16th of the side of the images it has 16 by 16
+            positions.
     """
 
     @register_to_config

@@ -47,7 +47,7 @@ BASES = "from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, Di
 
 @torch.no_grad()
 def pipeline_call(pipe, pairs):
-    """A pipeline call over the bare network calls it makes, at batch 8, guided."""
+    """Measure a guided pipeline call at batch 8 over the bare network calls that it makes."""
     pipe.set_progress_bar_config(disable=True)
     labels, steps, prior_steps = list(range(8)), 4, 8
     ours = lambda: pipe(  # noqa: E731
@@ -83,7 +83,7 @@ def pipeline_call(pipe, pairs):
 
 
 def peak_bytes(function) -> int:
-    """Peak of the tensor memory that a call allocates, from the allocator's own events."""
+    """Return the peak of the tensor memory that a call allocates, from the events of the allocator."""
     function()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
@@ -96,7 +96,7 @@ def peak_bytes(function) -> int:
 
 
 def training_step(pipe, pairs, batch_size):
-    """A training step from the low-frequency source over the same step from plain Gaussian noise."""
+    """Measure a training step from the low-frequency source over the same step from plain Gaussian noise."""
     model = pipe.transformer.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     objective = FlowMatching()
@@ -118,7 +118,7 @@ def training_step(pipe, pairs, batch_size):
 
 
 def objective_steps(pipe, pairs, batch_size):
-    """A training step of each one-step objective over one of flow matching, same network; half of the times are equal."""
+    """Measure a training step of each one-step objective over one of flow matching; half of the times are equal."""
     config = {k: v for k, v in pipe.transformer.config.items() if not k.startswith("_")}
     model = LowFreqTransformer2DModel.from_config(config | {"use_meanflow": True}).train()
     model.load_state_dict(pipe.transformer.state_dict(), strict=False)
@@ -150,7 +150,7 @@ def objective_steps(pipe, pairs, batch_size):
 
 @torch.no_grad()
 def stock_starts(pairs):
-    """`generate_from_coarse` on stock pipelines over their bare call with as many network calls, both in latents."""
+    """Measure `generate_from_coarse` on stock pipelines over their bare call with as many network calls, both in latents."""
     sd3 = SD3Transformer2DModel(
         sample_size=32,
         num_layers=6,
@@ -198,7 +198,7 @@ def stock_starts(pairs):
 
 
 def loader_wait(pipe, batch_size, steps):
-    """The share of the training time that is spent waiting for the loader of cached latents."""
+    """Measure the share of the training time that goes into waiting for the loader of cached latents."""
     with tempfile.TemporaryDirectory() as folder:
         make_noise_images(f"{folder}/images", 1024)
         images = load_images(train_data_dir=f"{folder}/images", resolution=32, cache_dir=f"{folder}/hf")
@@ -222,7 +222,7 @@ def loader_wait(pipe, batch_size, steps):
 
 
 def import_cost(pairs):
-    """`import diffusers_lowfreq` over importing the diffusers base classes that it builds on, in fresh processes."""
+    """Measure `import diffusers_lowfreq` over importing the classes of diffusers it builds on, in fresh processes."""
     run = lambda code: subprocess.run([sys.executable, "-c", code], check=True)  # noqa: E731
     return ratio(lambda: run(f"{BASES}\nimport diffusers_lowfreq"), lambda: run(BASES), pairs, "import")
 

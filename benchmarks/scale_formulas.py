@@ -9,7 +9,7 @@ from diffusers_lowfreq import LowFreqTransformer2DModel
 from diffusers_lowfreq.models import read_size
 
 
-# What is assumed of a large machine: nominal rates, which real ones stay under
+# What is assumed of a large machine. The rates are nominal; real ones are lower
 ASSUMED = {
     "flops_per_second": 989e12,  # of an H100 SXM, bf16, dense
     "utilisation": 0.4,
@@ -54,10 +54,10 @@ def network(size: str, sample_size: int = 32, num_classes: int = 1000, **config)
 
 def forward_flops(layers: int, width: int, tokens: int, patch_numbers: int = 16) -> int:
     """
-    FLOPs of a forward pass for one image, a multiply-add as two.
+    Count the FLOPs of a forward pass for one image; a multiply-add is two.
 
-    A layer has 12 width² weights that every token meets, and attention two products of tokens × tokens × width. `patch_numbers`
-    are the numbers of a token, read and written; the modulation and the embedding of the time are done once.
+    Every token meets the 12 width² weights of a layer, and attention takes two products of tokens × tokens × width.
+    `patch_numbers` are the numbers of a token, read and written. The modulation and the embedding of the time are done once.
     """
     per_layer = 24 * tokens * width**2 + 4 * tokens**2 * width
     once = 2 * (128 * width + width**2 + 8 * width**2)
@@ -65,16 +65,17 @@ def forward_flops(layers: int, width: int, tokens: int, patch_numbers: int = 16)
 
 
 def step_flops(forward: int, images: int, checkpointing: bool = False) -> int:
-    """FLOPs of a training step: the backward pass is taken as two forward passes, and checkpointing repeats the forward one."""
+    """Count the FLOPs of a training step: a backward pass is two forward passes, and checkpointing repeats the forward one."""
     return (4 if checkpointing else 3) * forward * images
 
 
 def activation_bytes(layers: int, width: int, tokens: int, images: int, bf16: bool, checkpointing: bool) -> int:
     """
-    Bytes of what is kept for the backward pass.
+    Count the bytes that are kept for the backward pass.
 
-    A layer keeps 24 numbers for each token and unit of width: 96 bytes, or 68 under autocast to bf16, where 10 of them stay
-    float32; the last norm 12, or 10. With checkpointing a layer keeps its input, 4 bytes, and one layer at a time the rest.
+    A layer keeps 24 numbers for each token and unit of width: 96 bytes, or 68 under autocast to bf16, where 10 numbers stay
+    float32. The last norm keeps 12 bytes, or 10. With checkpointing a layer keeps only its input, 4 bytes; one layer at a time
+    keeps the rest.
     """
     layer, end = (68, 10) if bf16 else (96, 12)
     kept = 4 * layers + layer if checkpointing else layer * layers
@@ -83,70 +84,76 @@ def activation_bytes(layers: int, width: int, tokens: int, images: int, bf16: bo
 
 def memory_bytes(engine: str, parameters: int, gpus: int, block: int, rest: int, ema: bool = True) -> dict[str, float]:
     """
-    Bytes on each GPU besides activations, in bf16 mixed precision as the engines do it with AdamW.
+    Count the bytes on each GPU beside the activations, with AdamW in bf16 mixed precision as each engine does it.
 
-    `block` and `rest` are the parameters of a layer and of all that is in none. DDP: all whole in float32, gradients once more in
-    its buckets. FSDP2: all in float32 in parts; two layers and the rest whole in bf16 with their gradients. ZeRO-2: bf16 weights
-    whole; bf16 gradients, float32 weights and moments in parts; a bucket for 5e8 bf16 gradients. ZeRO-3: the weights in
-    parts as well, at most 1e9 of them whole. The averages of `EMAModel` are float32: in parts under FSDP2, else whole.
-    `temporaries`: float32 numbers of the optimiser's step, as many as it updates, and under ZeRO as many float32 gradients.
+    `block` is the number of parameters of a layer, `rest` of those in no layer.
+
+    - DDP: everything is whole and float32; the buckets hold the gradients once more.
+    - FSDP2: everything is sharded and float32; two layers and the rest are whole in bf16, with their gradients.
+    - ZeRO-2: bf16 weights are whole; bf16 gradients, float32 weights and moments are sharded; a bucket holds 5e8 bf16 gradients.
+    - ZeRO-3: the weights are sharded as well; at most 1e9 of them are whole.
+
+    The averages of `EMAModel` are float32, sharded under FSDP2 and otherwise whole. `temporaries` are the float32 numbers of the
+    optimiser's step, as many as it updates, and under ZeRO as many float32 gradients.
     """
-    p, part, bucket = parameters, parameters / gpus, 2 * 5e8
+    p, shard, bucket = parameters, parameters / gpus, 2 * 5e8
     sizes = {
         "DDP": {"weights": 4 * p, "gradients": 8 * p, "moments": 8 * p},
-        "FSDP2": {"weights": 4 * part + 2 * (2 * block + rest), "gradients": 4 * part + 2 * (2 * block + rest), "moments": 8 * part},
-        "ZeRO-2": {"weights": 2 * p + 4 * part, "gradients": 2 * part + bucket, "moments": 8 * part},
-        "ZeRO-3": {"weights": 6 * part + 2 * min(p, 1e9), "gradients": 2 * part + bucket, "moments": 8 * part},
+        "FSDP2": {"weights": 4 * shard + 2 * (2 * block + rest), "gradients": 4 * shard + 2 * (2 * block + rest), "moments": 8 * shard},
+        "ZeRO-2": {"weights": 2 * p + 4 * shard, "gradients": 2 * shard + bucket, "moments": 8 * shard},
+        "ZeRO-3": {"weights": 6 * shard + 2 * min(p, 1e9), "gradients": 2 * shard + bucket, "moments": 8 * shard},
     }[engine]  # fmt: skip
-    sizes["averages"] = ema * 4 * (part if engine == "FSDP2" else p)
-    sizes["temporaries"] = {"DDP": 4 * p, "FSDP2": 4 * part}.get(engine, 8 * part)
+    sizes["averages"] = ema * 4 * (shard if engine == "FSDP2" else p)
+    sizes["temporaries"] = {"DDP": 4 * p, "FSDP2": 4 * shard}.get(engine, 8 * shard)
     return sizes | {"all": sum(sizes.values())}
 
 
 def start_bytes(engine: str, parameters: int, ema: bool = True) -> int:
-    """Bytes on each GPU before the engine takes parts: float32 weights, and but for FSDP2 the averages that are made of them."""
+    """Count the bytes on each GPU before the engine shards: the float32 weights, and but for FSDP2 their averages."""
     return 4 * parameters * (2 if ema and engine != "FSDP2" else 1)
 
 
 def communicated_bytes(engine: str, parameters: int, gpus: int, ema: bool = True) -> float:
     """
-    Bytes that each GPU sends in a step (and receives as many), in rings.
+    Count the bytes that each GPU sends in a step, in rings. It receives as many.
 
-    DDP: an all-reduce of float32 gradients, twice their size. FSDP2 and ZeRO-3: bf16 weights are gathered for the forward and for
-    the backward pass, bf16 gradients scattered. ZeRO-2: bf16 gradients are scattered, new bf16 weights gathered. The averages
-    under ZeRO-3 gather the weights once more.
+    - DDP: an all-reduce of float32 gradients, twice their size.
+    - FSDP2 and ZeRO-3: bf16 weights are gathered for the forward and for the backward pass, bf16 gradients are scattered.
+    - ZeRO-2: bf16 gradients are scattered, new bf16 weights are gathered.
+
+    Under ZeRO-3 the averages gather the weights once more.
     """
     per_parameter = {"DDP": 8, "FSDP2": 6, "ZeRO-2": 4, "ZeRO-3": 8 if ema else 6}[engine]
     return per_parameter * parameters * (gpus - 1) / gpus
 
 
 def latent_bytes(shape: list[int], number: int = 2, orientations: int = 2) -> int:
-    """Bytes of an image in a latent cache, float16 in both orientations by default, without its label and row (16)."""
+    """Count the bytes of an image in a latent cache, without the 16 of its label and row; by default float16, both orientations."""
     return orientations * math.prod(shape) * number
 
 
 def semi_discrete_bytes(shape: list[int], orientations: int = 2) -> int:
-    """Bytes for each image of `--prior_coupling semi_discrete`: two float32 copies of the coarse latents, two float64 numbers."""
+    """Count the bytes of an image in `--prior_coupling semi_discrete`: its coarse latents twice in float32, two float64 numbers."""
     return orientations * (2 * 4 * math.prod(shape) // FACTOR**2 + 16)
 
 
 def checkpoint_seconds(parameters: int, bytes_per_parameter: float, rate: float) -> float:
-    """Seconds in which one process writes a checkpoint under data parallelism, while the others wait."""
+    """Return the seconds in which one process writes a checkpoint under data parallelism; the others wait."""
     return parameters * bytes_per_parameter / rate
 
 
 def best_interval(write: float, gpus: int, failure_hours: float) -> float:
-    """Seconds between checkpoints that lose least, `sqrt(2 * write * time between failures)` (Young 1974)."""
+    """Return the seconds between checkpoints that lose least: `sqrt(2 * write * time between failures)` (Young 1974)."""
     return math.sqrt(2 * write * failure_hours * 3600 / gpus)
 
 
 def validation_steps(images: int, batch: int) -> float:
-    """Training steps that cost as much as a validation: 1, 2, 4 and 8 guided steps of the flow for `images`."""
+    """Return the training steps that cost as much as a validation: 1, 2, 4 and 8 guided steps of the flow for `images`."""
     return (1 + 2 + 4 + 8) * 2 * images / (3 * batch)
 
 
 def calculate(measured: dict) -> dict:
-    """Everything that was not run here; `measured` gives bytes of a checkpoint and of an open cache."""
+    """Calculate everything that was not run here; `measured` gives the bytes of a checkpoint and of an open cache."""
     a = ASSUMED
     tokens, batch = (a["sample"][1] // 2) ** 2, a["images_per_gpu"]
     rate = a["flops_per_second"] * a["utilisation"]

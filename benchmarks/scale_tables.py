@@ -12,7 +12,7 @@ def measured(result: dict) -> str:
 
 
 def steps_table(result: dict) -> str:
-    """The measured time of a training step against tokens and parameters."""
+    """Write the measured time of a training step against tokens and parameters."""
     settings, steps = result["settings"], result["measured"]["steps"]
     text = (
         f"**Measured**: one training step in float32 (loss, gradient, clipping, AdamW, averages) of {settings['batch_size']} images: "
@@ -29,7 +29,7 @@ def steps_table(result: dict) -> str:
 
 
 def costs_table(result: dict) -> str:
-    """What else was measured: the cache, the draws, the checkpoint, two processes."""
+    """Write what else was measured: the cache, the draws, the checkpoint, two processes."""
     cache, order, checkpoint, two = (result["measured"][k] for k in ("cache", "order", "checkpoint", "two_processes"))
     images, times = f"{cache['images']:,} images", "{} repeats".format
     rows = [
@@ -82,7 +82,7 @@ def checked_table(result: dict) -> str:
 
 
 def networks_table(result: dict) -> str:
-    """The calculated step of large networks."""
+    """Write the calculated step of large networks."""
     a, calculated = result["assumed"], result["calculated"]
     size = "×".join(map(str, a["sample"]))
     text = (
@@ -101,7 +101,7 @@ def networks_table(result: dict) -> str:
 
 
 def engines_table(result: dict) -> str:
-    """The calculated memory and communication of each engine."""
+    """Write the calculated memory and communication of each engine."""
     a, calculated = result["assumed"], result["calculated"]
     limit = a["memory_bytes"]
     cells = {}
@@ -135,7 +135,7 @@ def engines_table(result: dict) -> str:
 
 
 def sets_table(result: dict) -> str:
-    """The calculated size of latent caches, and the rate at which they are read."""
+    """Write the calculated size of latent caches, and how fast they are read."""
     a, calculated = result["assumed"], result["calculated"]
     few, many = (f"{a[k]:,}" for k in ("images", "many_images"))
     text = (
@@ -163,7 +163,7 @@ def sets_table(result: dict) -> str:
 
 
 def limits_table(result: dict) -> str:
-    """What breaks first, why, and the setting that answers it."""
+    """Write what breaks first, why, and which setting answers it."""
     a, calculated, measured = result["assumed"], result["calculated"], result["measured"]
     network = {row["network"]: row for row in calculated["networks"]}
     small, middle, large = network.values()

@@ -80,7 +80,7 @@ def open_page(url: str):
 
 
 def open_canvas(page):
-    """Turn to the second tab and wait until the canvas has fitted its sketch in: before, it takes nothing."""
+    """Open the second tab, and wait until the canvas has fitted its sketch in: before, it takes no clicks."""
     page.get_by_role("tab", name="From your own coarse image").click()
     page.get_by_text(re.compile(r"^1[1-9]\d%$")).wait_for()
     page.wait_for_timeout(1000)

@@ -202,8 +202,8 @@ def distances_table(result: dict, metric: str, is_brief: bool) -> str:
     title, scale = METRICS[metric]
     steps, cells = result["settings"]["evaluate"]["steps"], {}
     for row in result["rows"]:
-        place = (row["method"], row["coarse"], row["noise_ratio"], row["steps"])
-        cells.setdefault(place, []).append(scale * row[metric])
+        setting = (row["method"], row["coarse"], row["noise_ratio"], row["steps"])
+        cells.setdefault(setting, []).append(scale * row[metric])
 
     def best(method, coarse, n, ratios):
         found = [(cells[method, coarse, ratio, n], ratio) for ratio in ratios]

@@ -100,13 +100,13 @@ def study_legend(runs: list[str], kinds: set[str | None]) -> list[Line2D]:
 def sweep_lines(result: dict, metric: str) -> dict[tuple, dict[int, list]]:
     """Gather the points of each line by steps of the flow: (value of the swept setting, distances of the seeds)."""
     swept, groups = result["sweep"], gather(result)
-    place = 1 + list(SETTINGS).index(swept)
+    column = 1 + list(SETTINGS).index(swept)
     lines = {}
     for key, group in groups.items():
-        is_swept_in_run = len({k[place] for k in groups if k[0] == key[0]}) > 1
-        name = (key[0] if is_swept_in_run else "each a flow of its own", *key[1:place], *key[place + 1 :])
+        is_swept_in_run = len({k[column] for k in groups if k[0] == key[0]}) > 1
+        name = (key[0] if is_swept_in_run else "each a flow of its own", *key[1:column], *key[column + 1 :])
         for steps, rows in group["steps"].items():
-            point = key[place], [METRICS[metric][1] * row[metric] for row in rows]
+            point = key[column], [METRICS[metric][1] * row[metric] for row in rows]
             lines.setdefault(name, {}).setdefault(steps, []).append(point)
     return lines
 

@@ -112,7 +112,7 @@ def agreement(groups: dict, metric: str, grader: str) -> str:
 
 
 def settings_table(result: dict, metric: str, is_brief: bool) -> str:
-    """Every setting that was graded; in brief without costs of training, curvature and coarse distance."""
+    """Write every setting that was graded; in brief without cost of training, curvature and coarse distance."""
     groups, scale = gather(result), METRICS[metric][1]
     steps = steps_of(groups)
     rows = [row for run in result["runs"] for row in run["rows"]]
@@ -120,11 +120,11 @@ def settings_table(result: dict, metric: str, is_brief: bool) -> str:
     has_coarse = not is_brief and any("coarse_frechet_distance" in row for row in rows)
     has_named = any("class_named" in row for row in rows)
     shown = {}
-    for place, setting in enumerate(SETTINGS, start=1):
+    for column, setting in enumerate(SETTINGS, start=1):
         # Coarse latents and prior steps are always shown, the others if they tell rows of one run apart
-        values = [{key[place] for key in groups if key[0] == run} - {None} for run in {key[0] for key in groups}]
+        values = [{key[column] for key in groups if key[0] == run} - {None} for run in {key[0] for key in groups}]
         if setting in ("coarse", "prior_steps") or any(len(v) > 1 for v in values):
-            shown[setting] = place
+            shown[setting] = column
     header = ["run", *(SETTINGS[name] for name in shown), *([] if is_brief else ["training TFLOPs"])]
     header += ["curvature", "curvature / path²", "path²"] * bool(curves) + ["coarse distance"] * has_coarse
     header += ["effective NFE", *(f"distance, {plural(n)}" for n in steps)]
@@ -142,7 +142,7 @@ def settings_table(result: dict, metric: str, is_brief: bool) -> str:
         details.append("Class named: how often the grader names the class that was asked for.")
     lines = []
     for key, group in groups.items():
-        cells = [key[0], *("-" if key[place] is None else f"{key[place]}" for place in shown.values())]
+        cells = [key[0], *("-" if key[column] is None else f"{key[column]}" for column in shown.values())]
         cells += [] if is_brief else [spread(sorted(set(group["training"])), 2)]
         graded = [group["steps"].get(n, []) for n in steps]
         digits = {"curvature": 4, "normalized_curvature": 4, "squared_path_length": 3} if curves else {}
@@ -160,7 +160,7 @@ def settings_table(result: dict, metric: str, is_brief: bool) -> str:
 
 
 def budgets_table(result: dict, metric: str, is_brief: bool) -> str:
-    """For each run and budget, its best setting by the mean over seeds; true coarse latents take no part."""
+    """Write the best setting of each run within each budget, by the mean over seeds; true coarse latents take no part."""
     groups, scale = gather(result), METRICS[metric][1]
     lines = []
     for run in dict.fromkeys(key[0] for key in groups):
@@ -189,7 +189,7 @@ def budgets_table(result: dict, metric: str, is_brief: bool) -> str:
 
 
 def gap_table(result: dict, metric: str, is_brief: bool) -> str:
-    """The distance with generated coarse latents less that with true ones, seed by seed."""
+    """Write the distance with generated coarse latents less that with true ones, seed by seed."""
     groups, scale = gather(result), METRICS[metric][1]
     steps, lines = steps_of(groups), []
     for key, group in groups.items():
@@ -211,7 +211,7 @@ def gap_table(result: dict, metric: str, is_brief: bool) -> str:
 
 
 def ratios_table(result: dict, metric: str, is_brief: bool) -> str:
-    """The distance over that of the first run, with the same kind of coarse latents, at 16 steps and its most prior steps."""
+    """Write the distance over that of the first run at 16 steps and its most prior steps, with the same kind of coarse latents."""
     groups, scale = gather(result), METRICS[metric][1]
     first = next(iter(groups))[0]
     references = {}
@@ -244,7 +244,7 @@ def ratios_table(result: dict, metric: str, is_brief: bool) -> str:
 
 
 def curvature_table(result: dict, metric: str, is_brief: bool) -> str:
-    """The curvature of each run, and how many times less that is than in the first; in brief without true coarse latents."""
+    """Write the curvature of each run, and how many times less it is than in the first; in brief without true coarse latents."""
     groups = {key: group for key, group in gather(result).items() if group["curvature"]}
     digits = {"curvature": 4, "squared_path_length": 3, "normalized_curvature": 4}
     (count,) = {row["curvature_images"] for group in groups.values() for row in group["curvature"]}
@@ -258,14 +258,14 @@ def curvature_table(result: dict, metric: str, is_brief: bool) -> str:
         if not is_brief or key[1] != "true":
             lines.append(cells)
     all_seeds = {run["seed"] for run in result["runs"]}
-    place = f"Tier `{result['tier']}`, {seeds(all_seeds, is_brief)}"
+    seeds_of_tier = f"Tier `{result['tier']}`, {seeds(all_seeds, is_brief)}"
     text = (
         f"**{result['question']}** Curvature of the learned flow in 128 steps from {count:,} sources (Lee et al. 2023), the mean "
         "squared path, both per element, and their ratio, which is free of scale; behind each, how many times less than in the "
-        f"first row. {place} {measured_by('run_study', result)}"
+        f"first row. {seeds_of_tier} {measured_by('run_study', result)}"
     )
     if is_brief:
-        text = f"Behind each figure: how many times less than in the first row. {count:,} sources, 128 steps. {place}"
+        text = f"Behind each figure: how many times less than in the first row. {count:,} sources, 128 steps. {seeds_of_tier}"
     header = ["run", "coarse", "raw curvature", "times less", "squared path", "times less"]
     return f"{text}\n\n{markdown([*header, 'curvature / path²', 'times less'], lines)}"
 
@@ -274,7 +274,7 @@ VIEWS = {"budgets": budgets_table, "gap": gap_table, "ratios": ratios_table, "cu
 
 
 def by_grader(result: dict, grader: str) -> dict:
-    """Return the results with the distances of another of their graders in the first place."""
+    """Return the results as another of their graders sees them; the first grader takes its place among the others."""
     first, runs = result["extractor"], []
     if grader not in result["graders"]:
         raise ValueError(f"`by` must name one of {list(result['graders'])}, got {grader!r}.")

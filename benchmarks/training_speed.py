@@ -174,7 +174,7 @@ def against_plain_loop(args, folder: str, coupling: str) -> dict:
 
 
 def loopback_bytes() -> int | None:
-    """Bytes that this machine has sent to itself."""
+    """Return the bytes that this machine has sent to itself."""
     counters = psutil.net_io_counters(pernic=True).get("lo")
     return counters.bytes_sent if counters else None
 
@@ -205,7 +205,7 @@ def start(processes: int, folder: str, line: list[str], threads: int, name: str 
 
 
 def finish(run: subprocess.Popen, record: str) -> dict:
-    """What the first process of a run wrote down."""
+    """Wait for a run; return what its first process wrote down."""
     _, error = run.communicate()
     if run.returncode:
         raise RuntimeError(f"A run ended with code {run.returncode}: {error.decode()[-2000:]}")
@@ -213,15 +213,16 @@ def finish(run: subprocess.Popen, record: str) -> dict:
 
 
 def step_time(record: dict, warmup: int) -> float:
+    """Return the median time of a step."""
     times = [row[0] for row in record["rows"][warmup:]]
     return statistics.median(b - a for a, b in zip(times, times[1:]))
 
 
 def two_processes(args, folder: str) -> dict:
     """
-    Images per second of two single-threaded processes over those of one, same total batch, launched in turn.
+    Measure images per second of two single-threaded processes over those of one, with the same total batch, launched in turn.
 
-    And those of two that know nothing of each other, which is all that the machine allows.
+    Two processes that do not talk to each other are measured as well: that is all that the machine allows.
     """
     warmup = min(10, args.steps // 4)
     times = {"one": [], "two": [], "two apart": []}
@@ -276,7 +277,7 @@ def checkpoints(args, folder: str) -> dict:
 
 
 def memory(args, folder: str) -> dict:
-    """Resident memory over a long run of a small network, checkpoints and logs included."""
+    """Measure the resident memory over a long run of a small network, with checkpoints and logs."""
     line = command_line(
         args,
         folder,

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Draw how samples form: strips from the source to the data, for several saved low-frequency pipelines under each other.
+"""Draw how samples form: strips from the source to the data, for several low-frequency pipelines, one below the other.
 
     python benchmarks/trajectories.py --study few-steps --runs "Gaussian, independent" "low-frequency (α = 0.25)" \
         --train_data cifar10/train.parquet --output docs/figures/trajectories.png

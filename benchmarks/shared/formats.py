@@ -38,7 +38,7 @@ def listing(values: Iterable, noun: str) -> str:
 
 
 def seeds(values: Iterable[int], is_brief: bool = False) -> str:
-    """Say which seeds a table is made of and, unless in brief, what its ± means; of one seed, that it is no finding."""
+    """Name the seeds of a table, and say what its ± means (unless in brief), or that one seed gives no finding."""
     found = set(values)
     if len(found) == 1:
         return f"{listing(found, 'seed')}, so no difference here is a finding."
@@ -46,7 +46,7 @@ def seeds(values: Iterable[int], is_brief: bool = False) -> str:
 
 
 def measured_by(script: str, result: dict, *details: str) -> str:
-    """Say which script measured a result, and on what: its machine, the given details, and its versions."""
+    """Name the script that measured a result, the machine, further details, and the versions."""
     versions = [f"{name} {result[name]}" for name in ("torch", "diffusers") if name in result]
     return f"Measured by `benchmarks/{script}.py` on {', '.join([result['machine'], *details, *versions])}."
 
@@ -59,7 +59,7 @@ def si(value: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the largest unit of which there are two."""
+    """Write a time in the largest unit that it holds twice."""
     for unit, length in (("years", 365 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.2g} {unit}" if seconds < 100 * length else f"{seconds / length:,.0f} {unit}"

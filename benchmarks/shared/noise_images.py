@@ -11,7 +11,7 @@ def make_noise_images(folder: str, number: int, resolution: int = 32, num_classe
     """Write noise as PNG files, with a subfolder for each class if there are any."""
     random = np.random.default_rng(0)
     for i in range(number):
-        place = folder if num_classes is None else os.path.join(folder, str(i % num_classes))
-        os.makedirs(place, exist_ok=True)
+        subfolder = folder if num_classes is None else os.path.join(folder, str(i % num_classes))
+        os.makedirs(subfolder, exist_ok=True)
         pixels = random.integers(0, 256, (resolution, resolution, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(os.path.join(place, f"{i:05d}.png"))
+        Image.fromarray(pixels).save(os.path.join(subfolder, f"{i:05d}.png"))

@@ -72,8 +72,8 @@ def test_evaluate_grades_ours_and_overwrites_nothing(workplace, evaluation):
     more["prior_steps"] = 3
     call(evaluate, pipeline="ours", batch_size=5, **evaluation | {"output": "again.json"}, **more)
     again = read("again.json")
-    for kind, names in (("rows", ["frechet_distance", "class_named"]), ("curvature", ["curvature"])):
-        for a, b in zip([row for row in result[kind] if row["prior_steps"] != 1], again[kind], strict=True):
+    for group, names in (("rows", ["frechet_distance", "class_named"]), ("curvature", ["curvature"])):
+        for a, b in zip([row for row in result[group] if row["prior_steps"] != 1], again[group], strict=True):
             assert [a[n] for n in names] == pytest.approx([b[n] for n in names], rel=1e-3)
 
 

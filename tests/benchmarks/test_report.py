@@ -2,6 +2,7 @@
 """`benchmarks/report.py`: tables of results files between the marks of pages."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,29 @@ def test_committed_tables_are_those_of_their_results_files(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     assert text.count("<!-- study ") == len(report.marks(text)) == text.count("<!-- /study -->")
     assert not stale_tables(text, BENCHMARKS / "results")
+
+
+def test_the_evidence_is_short_and_every_study_has_a_page_of_its_own():
+    """What a stranger reads first: 25 KB at most; all tables are one link away."""
+    text = (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 25_000
+    assert {name for name, _, _ in report.marks(text)} <= {
+        name
+        for page in (ROOT / "docs/evidence").glob("*.md")
+        for name, words, _ in report.marks(page.read_text(encoding="utf-8"))
+        if not words
+    }
+    for page in (ROOT / "docs/evidence").glob("*.md"):
+        assert f"](evidence/{page.name}" in text
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/evidence").glob("*.md")), ids=lambda page: page.stem)
+def test_links_of_the_pages_of_studies_exist(page):
+    headings = re.findall(r"^#+ (.+)$", (ROOT / "docs/evidence.md").read_text(encoding="utf-8"), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for target, anchor in re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file()
+        assert not anchor or (target == "../evidence.md" and anchor in anchors)
 
 
 @pytest.mark.parametrize("results", RESULTS)

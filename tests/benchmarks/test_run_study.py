@@ -162,12 +162,12 @@ def test_every_study_parses_in_every_tier_and_keeps_its_limits(study, tier):
     for name in settings["graders"]:
         assert (ROOT / "checkpoints/graders" / name / "diffusion_pytorch_model.safetensors").is_file()
     for options in content["runs"].values():
-        parts = {}
+        parsed = {}
         for part in ("flow", "prior"):
             given = run_study.run_options(options, settings, "train") | run_study.run_options(options, settings, part)
             line = command_line(given | {"output_dir": "-", "train_data_dir": "-", "train": part})
-            parts[part] = train_lowfreq.parse_args(line)
-        flow, prior = parts["flow"], parts["prior"]
+            parsed[part] = train_lowfreq.parse_args(line)
+        flow, prior = parsed["flow"], parsed["prior"]
         side = flow.resolution // (4 if settings.get("latents") else 1)
         channels = 8 if settings.get("latents") else 3
         sizes = {"flow": (flow.transformer_size, flow.patch_size, side)}

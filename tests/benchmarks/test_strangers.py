@@ -56,6 +56,10 @@ def test_strangers_trains_and_grades_once(workplace, grader):
     }
     assert len(set(distances.values())) >= len(distances) - 4  # few ways of sampling come to the same with one step
     assert len(strangers.table(result).splitlines()) == 2 * (2 + 2 + 2 * 4) + 3
+    brief = strangers.table(result, "frechet_distance", "brief").splitlines()
+    assert len(brief) == 2 + 2 + 2 + 4 and not any("| true |" in line for line in brief)  # without the oracle
+    with pytest.raises(ValueError, match="`words`"):
+        strangers.table(result, "budgets")
     call(strangers, **options)
     assert path.read_bytes() == written
     write_study(workplace, study | {"strengths": [0.5]}, "strangers")

@@ -143,3 +143,19 @@ def test_tables_by_the_second_grader_have_its_figures():
     text = study_tables.table(result, "budgets", "frechet_distance", "by", "another")
     assert "extractor `another`" in text and "The grader `tiny-grader` agrees" in text
     assert "| plain | 0.10 | 24.8 ± 0.8 (1) |" in text
+
+
+def test_brief_tables_have_a_short_caption_and_the_same_cells():
+    result = study_results()
+    for words in (["budgets"], ["gap"], ["frechet_distance"]):
+        full, brief = (study_tables.table(result, *words, *more) for more in ([], ["brief"]))
+        assert len(brief.split("\n\n")[0]) < 0.5 * len(full.split("\n\n")[0]) and "tiny-grader" in brief
+        if words != ["frechet_distance"]:
+            assert brief.split("\n\n")[1] == full.split("\n\n")[1]
+    assert (
+        brief.splitlines()[2]
+        == "| run | coarse | prior steps | effective NFE | distance, 1 step | distance, 2 steps |"
+    )
+    assert brief.splitlines()[4] == "| plain | - | - | 1.00 / 2.00 | 12.4 ± 0.4 | 6.4 ± 0.4 |"
+    full, brief = (study_tables.table(result, "curvature", *more).splitlines() for more in ([], ["brief"]))
+    assert brief[2:] == [line for line in full[2:] if "| true |" not in line] and len(brief) == 7
