@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Every check of a kind of value refuses every bad value of that kind, and says which argument, what is allowed and what came."""
+"""Each check refuses every bad value of its kind. The error names the argument, what is allowed and what was given."""
 
 import datetime
 import fractions
@@ -65,7 +65,7 @@ NOT_A_TENSOR += [torch.tensor([[0, 0, 0], [0, 0, -INF]])]
 NOT_GENERATORS = [value for value in STRANGE if value is not None] + [0, "cpu", [seeded()], [seeded()] * 3]
 NOT_GENERATORS += [[seeded(), None], [None, None], (seeded(), 1)]
 
-# Each check with what it must refuse, and with what it must take
+# Each check with its options, the values that it must refuse, and values that it must accept
 CHECKS = {
     "count": (check_count, {}, [*NOT_AN_INTEGER, 0, -1, MAX_COUNT + 1, 10**30], [1, 7, np.int64(3), MAX_COUNT]),
     "count up to 4": (check_count, {"most": 4}, [*NOT_AN_INTEGER, 0, 5], [1, 4]),
@@ -115,7 +115,7 @@ BAD, GOOD = cases(2), cases(3)
 
 
 @pytest.mark.parametrize("kind, value", BAD.values(), ids=BAD)
-def test_a_bad_value_is_refused_by_the_name_of_its_argument(kind, value):
+def test_a_bad_value_is_refused_and_the_error_names_the_argument(kind, value):
     check, options, *_ = CHECKS[kind]
     with pytest.raises(ValueError) as error:
         check("the_argument", value, **options)
@@ -129,7 +129,7 @@ def test_a_good_value_passes(kind, value):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CHECKS if "tensor" not in kind and kind != "generators"])
-def test_the_error_says_what_came(kind):
+def test_the_error_shows_the_value(kind):
     check, options, *_ = CHECKS[kind]
     with pytest.raises(ValueError, match="got 'a strange value'"):
         check("the_argument", "a strange value", **options)
