@@ -1,10 +1,10 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""One thread for each test process: there are as many processes as cores."""
+"""Each test process uses one thread, since there are as many processes as cores."""
 
 import os
 
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read as torch is loaded, by this process and by those that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it at import, here and in the processes that tests start
 
 import torch  # noqa: E402
 

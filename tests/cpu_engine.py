@@ -1,10 +1,10 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Run a script on CPU processes under an engine that accelerate offers on accelerators only.
+"""Run a script on CPU processes under an engine that accelerate only offers on accelerators.
 
     accelerate launch --config_file examples/accelerate/fsdp2.yaml tests/cpu_engine.py examples/train_lowfreq.py …
 
-The state that all of accelerate shares is told that the processes are those of an accelerator; FSDP2 and DeepSpeed themselves
-are the real ones.
+The state that all of accelerate shares is changed, as if the processes ran on an accelerator. FSDP2 and DeepSpeed are the real
+ones.
 """
 
 import os
@@ -40,4 +40,6 @@ if __name__ == "__main__":
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code or 0)  # or gloo's threads may let go of tensors in an interpreter that is gone, which aborts
+    os._exit(
+        code or 0
+    )  # without teardown: gloo's threads may free tensors after the interpreter is gone, which aborts

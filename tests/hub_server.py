@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """
-A Hub on the loopback interface: what uploading and loading models and data sets asks of the real one.
+A Hub on the loopback interface, with the requests that uploading and loading models and data sets need.
 
-Repositories are dictionaries of files on the branch `main`, with others beside it. Point the real client at it with `HF_ENDPOINT`, in a process
-of its own since the client reads that at import.
+Repositories are dictionaries of files, on the branch `main` and on others. The real client finds it by `HF_ENDPOINT`, which it
+reads at import, so run it in a process of its own.
 """
 
 import base64
@@ -23,8 +23,9 @@ class HubServer:
     """
     A running Hub, as a context manager.
 
-    `repos[kind, name]` maps paths to their bytes, with `kind` `"models"`, `"datasets"` or `"spaces"`; `branches[kind, name, branch]` does
-    for other branches than `main`. Writing needs the `TOKEN`, and so does reading what is `private`.
+    `repos[repo_type, name]` maps paths to bytes, for the repo types `"models"`, `"datasets"` and `"spaces"`.
+    `branches[repo_type, name, branch]` does the same for branches other than `main`. Writing, and reading `private` repositories,
+    needs the `TOKEN`.
     """
 
     def __enter__(self):
@@ -46,7 +47,7 @@ class HubServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs to be told; the client of large files is the one over plain HTTP."""
+        """Environment variables of a client. Large files go over plain HTTP too."""
         return {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -85,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
                     if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                         return self.refuse("Unauthorized", 401)
                 found = match.groupdict()
-                repo = ((found.get("kind") or "models").strip("/"), found.get("name"))
+                repo = ((found.get("repo_type") or "models").strip("/"), found.get("name"))
                 if repo in self.hub.private and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                     return self.refuse("RepoNotFound", 401)  # as if it were not there
                 return action(self, body, **found)
@@ -95,17 +96,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     # ----------------------------------------------------------------------------------------------------- reading
 
-    def files_of(self, kind, name, revision) -> dict[str, bytes] | None:
-        """The files of a branch or a commit; `None` after the answer was given if there is no such thing."""
-        files = self.hub.repos.get((kind, name))
+    def files_of(self, repo_type, name, revision) -> dict[str, bytes] | None:
+        """Return the files of a branch or a commit. If there is none, send the error and return `None`."""
+        files = self.hub.repos.get((repo_type, name))
         if files is None:
             return self.refuse("RepoNotFound")
-        found = self.hub.branches.get((kind, name, revision), files)
-        heads = [files, *(f for key, f in self.hub.branches.items() if key[:2] == (kind, name))]
+        found = self.hub.branches.get((repo_type, name, revision), files)
+        heads = [files, *(f for key, f in self.hub.branches.items() if key[:2] == (repo_type, name))]
         of_commit = [f for f in heads if self.commit_of(f) == revision]
         if of_commit:
             return of_commit[0]
-        if revision not in (None, "main") and (kind, name, revision) not in self.hub.branches:
+        if revision not in (None, "main") and (repo_type, name, revision) not in self.hub.branches:
             return self.refuse("RevisionNotFound")
         return found
 
@@ -121,8 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
         return entry
 
-    def info(self, body, kind, name, revision="main"):
-        files = self.files_of(kind, name, revision)
+    def info(self, body, repo_type, name, revision="main"):
+        files = self.files_of(repo_type, name, revision)
         if files is None:
             return None
         commit = self.commit_of(files)
@@ -130,8 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         common = {"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
         self.reply(common | {"lastModified": "2026-01-01T00:00:00.000Z", "downloads": 0, "likes": 0})
 
-    def tree(self, body, kind, name, revision, folder=""):
-        files = self.files_of(kind, name, revision)
+    def tree(self, body, repo_type, name, revision, folder=""):
+        files = self.files_of(repo_type, name, revision)
         if files is None:
             return None
         folder = (folder or "").strip("/")
@@ -148,8 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
                 entries[path] = self.entry(path, content)
         self.reply(list(entries.values()))
 
-    def paths_info(self, body, kind, name, revision):
-        files = self.files_of(kind, name, revision)
+    def paths_info(self, body, repo_type, name, revision):
+        files = self.files_of(repo_type, name, revision)
         if files is None:
             return None
         paths = re.findall(r"paths=([^&]+)", body.decode()) or json.loads(body or b"{}").get("paths", [])
@@ -161,8 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
                 found.append({"type": "directory", "path": path, "oid": "0" * 40, "size": 0})
         self.reply(found)
 
-    def resolve(self, body, kind, name, revision, path):
-        files = self.files_of((kind or "models").strip("/"), name, revision)
+    def resolve(self, body, repo_type, name, revision, path):
+        files = self.files_of((repo_type or "models").strip("/"), name, revision)
         if files is None:
             return None
         commit = self.commit_of(files)
@@ -183,26 +184,26 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, body):
         request = json.loads(body)
         name = f"{request['organization'] or 'someone'}/{request['name']}"
-        kind = f"{request.get('type') or 'model'}s"
-        exists = (kind, name) in self.hub.repos
-        if kind == "spaces":
+        repo_type = f"{request.get('type') or 'model'}s"
+        exists = (repo_type, name) in self.hub.repos
+        if repo_type == "spaces":
             if request.get("sdk") not in ("gradio", "docker", "static"):
                 return self.refuse("BadRequest", 400)
             self.hub.sdks.setdefault(name, request["sdk"])
-        self.hub.repos.setdefault((kind, name), {})
-        folder = "" if kind == "models" else f"{kind}/"
+        self.hub.repos.setdefault((repo_type, name), {})
+        folder = "" if repo_type == "models" else f"{repo_type}/"
         self.reply({"url": f"{self.hub.endpoint}/{folder}{name}", "id": name}, 409 if exists else 200)
 
     def validate(self, body):
         self.reply({"errors": [], "warnings": []})
 
-    def preupload(self, body, kind, name, revision):
+    def preupload(self, body, repo_type, name, revision):
         def mode(file):
             return {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular"}
 
         self.reply({"files": [mode(file) | {"shouldIgnore": False} for file in json.loads(body)["files"]]})
 
-    def batch(self, body, kind, name):
+    def batch(self, body, repo_type, name):
         def action(item):
             return item | {"actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{item['oid']}"}}}
 
@@ -214,8 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.objects[oid] = body
         self.reply()
 
-    def commit(self, body, kind, name, revision):
-        files = self.hub.repos[kind, name]
+    def commit(self, body, repo_type, name, revision):
+        files = self.hub.repos[repo_type, name]
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
@@ -227,20 +228,20 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.commit_of(files)
         self.reply({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{commit}", "commitOid": commit})
 
-    REPO = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
+    REPO = r"/api/(?P<repo_type>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
     ROUTES = [
         (("GET",), REPO + r"(?:/revision/(?P<revision>[^/]+))?", info),
         (("GET",), REPO + r"/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", tree),
         (("POST",), REPO + r"/paths-info/(?P<revision>[^/]+)", paths_info),
         (
             ("GET", "HEAD"),
-            r"/(?P<kind>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
+            r"/(?P<repo_type>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)",
             resolve,
         ),
         (("POST",), r"/api/repos/create", create),
         (("POST",), r"/api/validate-yaml", validate),
         (("POST",), REPO + r"/preupload/(?P<revision>[^/]+)", preupload),
-        (("POST",), r"/(?P<kind>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", batch),
+        (("POST",), r"/(?P<repo_type>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)\.git/info/lfs/objects/batch", batch),
         (("PUT",), r"/lfs/(?P<oid>[0-9a-f]{64})", upload),
         (("POST",), REPO + r"/commit/(?P<revision>[^/]+)", commit),
     ]

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""What the documentation says is what the code does: snippets run, defaults and figures agree."""
+"""The documentation matches the code: snippets run, defaults and figures agree."""
 
 import inspect
 import json
@@ -24,7 +24,7 @@ from diffusers_lowfreq.models import SIZES
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ("cifar10-32", "cifar10-32-one-step")
 PAGES = [f"checkpoints/{name}/README.md" for name in (*CHECKPOINTS, "cifar10-32-upscale")]
-# Every page with snippets but the one of other people's models, which test_stock_lora.py runs with tiny ones
+# Every page with snippets, except stock-pipelines.md, whose large models test_stock_lora.py replaces by tiny ones
 GUIDES = sorted(p.name for p in (ROOT / "docs").glob("*.md") if "```py" in p.read_text(encoding="utf-8"))
 GUIDES = [f"docs/{name}" for name in GUIDES if name != "stock-pipelines.md"]
 PAGES += GUIDES
@@ -59,10 +59,12 @@ def python_of(file):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", PAGES)
 def test_python_of_guides_and_cards_runs_from_a_clone(tmp_path, file):
-    """All snippets of a page, one after the other, as a reader would."""
+    """Run all snippets of a page in order, as a reader would."""
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model").symlink_to(ROOT / "checkpoints" / "cifar10-32")  # what the training guide made before
+    (tmp_path / "out" / "model").symlink_to(
+        ROOT / "checkpoints" / "cifar10-32"
+    )  # as an earlier step of the training guide does
     code = "\n".join(python_of(file))
     if "out/text-to-image" in code:
         make_text_pipeline(vae="kl").save_pretrained(tmp_path / "out" / "text-to-image")
@@ -73,7 +75,7 @@ def test_python_of_guides_and_cards_runs_from_a_clone(tmp_path, file):
 
 
 @pytest.mark.parametrize("file", ["docs/one-step.md", "docs/text-to-image.md", "docs/training.md"])
-def test_training_lines_of_guides_are_taken_by_the_script(file):
+def test_the_script_parses_the_training_commands_of_guides(file):
     script = load_script("train_lowfreq")
     text = (ROOT / file).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = re.findall(r"^accelerate launch .*examples/train_lowfreq.py (.+)$", text, re.MULTILINE)
@@ -114,7 +116,7 @@ def test_readme_make_targets_exist():
 
 
 def anchors(file):
-    """What can be linked to in a page: its headings as the Hub and GitHub name them."""
+    """Return the anchors of the headings of a page, as the Hub and GitHub form them."""
     headings = re.findall(
         r"^#+ (.+)$", re.sub(r"```.*?```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE
     )
@@ -137,7 +139,7 @@ def test_readme_hub_id_is_the_constant():
 
 @pytest.mark.parametrize("file", ["README.md", *(f"checkpoints/{name}/README.md" for name in CHECKPOINTS)])
 def test_figures_are_those_of_the_results_files(file):
-    """Every row of the figures table is a row of the JSON that the benchmark wrote, of the checkpoint that it names."""
+    """Every row of the table is a row of the JSON that the benchmark wrote for that checkpoint."""
     known = set()
     for path in (ROOT / "benchmarks/results").glob("cifar10-32*.json"):
         result = json.loads(path.read_text())
@@ -161,7 +163,7 @@ def test_figures_are_those_of_the_results_files(file):
     assert len(table) >= 4 and set(table) <= known
 
 
-def test_model_table_is_what_the_code_counts():
+def test_the_table_of_models_matches_the_code():
     rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", (ROOT / "docs/models.md").read_text(), re.MULTILINE)  # fmt: skip
     assert [row[0] for row in rows] == list(SIZES)
     for name, layers, width, heads, parameters, gflops in rows:

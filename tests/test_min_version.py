@@ -24,15 +24,15 @@ TESTS += ["pipelines/test_text_to_image.py", "models/test_transformer.py", "stoc
 
 @pytest.mark.slow
 def test_works_with_the_oldest_supported_versions(tmp_path):
-    # a copy, so that the tests meet the installed package and no build files are left in the repository
+    # A copy, so that the tests import the installed package and no build files are left in the repository
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "src", source / "src", ignore=ignore)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=ignore)  # the training scripts push to the Hub
+    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=ignore)  # test_hub.py runs the training scripts
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # where the helpers of the tests are
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)  # the path to the helpers of the tests
     constraints = ROOT / "constraints-min.txt"
     lowest = re.search(r"diffusers>=([\d.]+)", (ROOT / "setup.py").read_text())[1]
     pinned = re.search(r"^diffusers==(.+)$", constraints.read_text(), re.MULTILINE)[1]

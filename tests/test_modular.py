@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The modular blocks do what the pipeline does."""
+"""The modular blocks make the same images as the pipeline."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_blocks_of_a_one_step_pipeline(tmp_path):
 
 
 class FixedLayout(ModularPipelineBlocks):
-    """A block of somebody else in the place of the prior model."""
+    """A user's block in place of the prior model."""
 
     model_name = "lowfreq"
     description = "Takes one layout for all images."
@@ -73,7 +73,7 @@ def test_another_block_takes_the_place_of_the_prior_model(tmp_path):
     assert torch.equal(of_blocks(modular, layout=layout, class_labels=[1, 1]), expected)
 
 
-def test_what_is_wrong_is_named(tmp_path):
+def test_a_bad_argument_is_named(tmp_path):
     modular = load(tmp_path, make_pipeline())
     for options, name in (
         ({"class_labels": [7]}, "class_labels"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The package as it is installed."""
+"""The installed package and its version."""
 
 import os
 import re
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 def test_wheel_installs_and_works_from_an_empty_folder(tmp_path):
     """The wheel alone, put first on the path of a fresh process, builds, saves and loads a pipeline."""
-    # A copy, so that nothing is left in the tree
+    # From a copy, so that no build files are left in the repository
     tree = tmp_path / "tree"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tree)], check=True)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(tree)]
@@ -56,7 +56,7 @@ assert pipe(num_images_per_prompt=2).images[1].size == (8, 8)
 
 
 def test_version_has_one_home():
-    """The version stands in version.py and nowhere else but in files that older versions have written."""
+    """Only version.py holds the version, apart from files that released versions have written."""
     version = re.escape(diffusers_lowfreq.__version__)
     command = ["git", "grep", "-lE", rf"version.*{version}", "--", ".", ":!tests/fixtures/*.*.*/*"]
     files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
@@ -77,7 +77,7 @@ def test_setup_reads_the_version():
     "tag, is_released", [("v{}", True), ("{}", True), ("v{}.1", False), ("v", False), ("", False)]
 )
 def test_the_release_workflow_publishes_the_version_only(tag, is_released):
-    """Its own line, run by bash on the sources as they are."""
+    """Run the line of the workflow itself, in bash."""
     workflow = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
     (line,) = re.findall(r"run: (test .*GITHUB_REF_NAME.*)", workflow)
     environment = {**os.environ, "GITHUB_REF_NAME": tag.format(diffusers_lowfreq.__version__)}

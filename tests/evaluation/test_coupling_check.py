@@ -16,7 +16,7 @@ def cost(source, sample):
 
 
 def test_best_of_all_permutations():
-    """On six pairs the partners are those of the cheapest of all 720 permutations."""
+    """With six pairs, the assignment is the cheapest of all 720 permutations."""
     source, sample = randn(6, 2, 3), randn(6, 2, 3, seed=1)
     best = min(permutations(range(6)), key=lambda order: cost(source, sample[list(order)]))
     output = coupling_check(source, sample)
@@ -27,7 +27,7 @@ def test_best_of_all_permutations():
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_sorting_is_optimal_on_a_line(offset):
-    """In one dimension the optimal partner has the same rank, for more pairs than a block holds, wherever the data lie."""
+    """In one dimension the optimal partner has the same rank, also for several blocks and for data far from zero."""
     source, sample = randn(600, 1, dtype=torch.float64) + offset, randn(600, 1, seed=1, dtype=torch.float64)
     partner = coupling_check(source, sample).partner
     assert torch.equal(partner[source[:, 0].argsort()], sample[:, 0].argsort())
@@ -60,7 +60,7 @@ def test_ties_count_as_kept():
 
 
 def test_blocks_do_not_matter_and_progress_sees_them_all():
-    """1100 pairs are three blocks of rows; a pair keeps its partner when the rows are reordered."""
+    """1100 pairs make three blocks of rows. A pair keeps its partner when the rows are reordered."""
     sample = randn(1100, 4, seed=2)
     source = 0.3 * sample + 0.3 * randn(1100, 4, seed=3)
     seen = []

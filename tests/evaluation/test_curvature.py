@@ -11,7 +11,7 @@ from diffusers_lowfreq.evaluation import curvature
 
 
 def test_constant_velocity_is_straight():
-    """Nothing but rounding of the mean remains, for any offset, and the end point is `source - v`."""
+    """For any offset only the rounding of the mean remains, and the end point is `source - v`."""
     source, v = randn(4, 3, 8, 8), 1e4 * randn(4, 3, 8, 8, seed=1)
     output = curvature(lambda x, sigma: v, source, num_steps=7)
     assert (output.normalized_curvature < 1e-28).all()
@@ -70,7 +70,7 @@ def bent(x, sigma):
 
 
 def test_is_the_definition():
-    """The streamed figure equals the literal one, mean of ((x_i - x_{i+1}) / dt - (x_first - x_last))^2, of kept points."""
+    """The running sum equals the mean of ((x_i - x_{i+1}) / dt - (x_first - x_last))^2 over stored points."""
     source, num_steps = randn(3, 4, 5, dtype=torch.float64), 9
     seen = []
     output = curvature(bent, source, num_steps, progress=lambda steps: (seen.append(i) or i for i in steps))
@@ -95,7 +95,7 @@ def test_scale_cancels_in_the_normalized_figure_and_samples_are_independent():
 
 
 def test_half_precision_samples_lose_nothing_to_the_sums():
-    """The velocity gets bfloat16, the path is summed in float64: 1000 steps of 1e-3 arrive."""
+    """The velocity gets bfloat16, but the path is summed in float64, so 1000 steps of 1e-3 add up to 1."""
     output = curvature(lambda x, sigma: torch.ones_like(x), torch.full((1, 4), 256.0).bfloat16(), 1000)
     assert output.squared_path_length.item() == 1 and output.sample.dtype == torch.bfloat16
 

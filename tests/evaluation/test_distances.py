@@ -19,7 +19,7 @@ def moments(features, *sizes):
 
 
 def test_moments_do_not_depend_on_batches_or_merging():
-    """A mean of 1e6 and a spread of 1 keep eight digits of the covariance, in any partition."""
+    """With a mean of 1e6 and a standard deviation of 1, any partition keeps eight digits of the covariance."""
     x = 1e6 + randn(60, 5, dtype=torch.float64) @ randn(5, 5, seed=1, dtype=torch.float64)
     parts = moments(x, 1, 19, 40)
     left, right = moments(x[:13]), moments(x[13:], 7, 40)
@@ -94,7 +94,7 @@ def kernel(x, y):
 
 
 def test_kernel_distance_is_the_definition():
-    """The mean over pairs of different rows, and all pairs across, written out in Python numbers; sizes may differ."""
+    """Against the definition in plain Python: the mean over pairs of different rows, and over all pairs of the two sets."""
     x, y = randn(5, 3, dtype=torch.float64).tolist(), (1 + randn(7, 3, seed=1, dtype=torch.float64)).tolist()
 
     def within(s):
@@ -116,7 +116,7 @@ def test_kernel_distance_of_point_masses():
 
 
 def test_kernel_distance_of_subsets_is_unbiased():
-    """The mean over many subsets is the whole-set estimate; the figure of one law is 0; the generator decides."""
+    """The mean over many subsets is the estimate of the whole set; it is 0 for equal distributions; the generator fixes it."""
     x, y = randn(60, 4), 0.3 + randn(50, 4, seed=1)
     whole, _ = kernel_distance(x, y, None)
     mean, std = kernel_distance(x, y, 400, 10, seeded())
@@ -155,7 +155,7 @@ def test_precision_recall_is_the_definition():
 
 
 def test_precision_recall_of_grids():
-    """On the line, sets of known overlap: a lost mode costs recall, a stray one precision; several blocks."""
+    """Sets on a line with a known overlap: a missing mode lowers recall, a stray one precision. Several blocks."""
     line = torch.arange(2000.0)[:, None]
     assert precision_recall(line, line) == (1, 1)
     assert precision_recall(line[:1000], line) == (1, 1003 / 2000)  # the last ball, of radius 3, reaches 1002

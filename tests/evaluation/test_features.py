@@ -24,7 +24,7 @@ from diffusers_lowfreq.evaluation.features import InceptionV3
 
 
 class Means(torch.nn.Module):
-    """The mean of each channel; with dropout in training mode, as a tuple of one thing more if asked."""
+    """The mean of each channel, with dropout in training mode, and as a tuple with a second output if asked."""
 
     def __init__(self, with_logits: bool = False):
         super().__init__()
@@ -51,7 +51,7 @@ def statistics(extractor, x, batch_size=100, **options):
 @pytest.mark.parametrize("with_logits", [False, True])
 @pytest.mark.parametrize("script", [False, True])
 def test_figures_are_those_of_the_features(with_logits, script):
-    """Batches, a tuple of outputs and TorchScript change nothing; the dictionary survives JSON."""
+    """The result is the same for any batches, for a tuple of outputs and for TorchScript, and after a round trip through JSON."""
     x, y = images(40), images(30, seed=1, power=1.5)
     extractor = Means(with_logits)
     if script:
@@ -106,7 +106,7 @@ def test_missing_inception_names_the_package():
 
 
 def test_import_loads_nothing_optional():
-    """scipy, torchmetrics and the like are imported where they are used, never at the head of a module."""
+    """Optional packages such as scipy and torchmetrics are imported where they are used, not at the top of a module."""
     for file in Path(evaluation.__file__).parent.glob("*.py"):
         for statement in ast.parse(file.read_text()).body:
             names = [a.name for a in statement.names] if isinstance(statement, ast.Import) else []
@@ -172,7 +172,7 @@ def test_bad_extractors(function, message):
     ],
 )
 def test_bad_images(change, message):
-    """Refused after nine good ones: the sample is named by its number since the first, and the nine stay."""
+    """A bad sample after nine good ones: the error counts from the first sample, and the nine are kept."""
     result = statistics(Means(), images(9))
     with pytest.raises(ValueError, match=message):
         result.update(change(images(9, seed=1)))

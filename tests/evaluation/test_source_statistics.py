@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Energy kept and path length of a source, from running sums: closed forms, and the same numbers counted directly."""
+"""Energy kept and path length of a source, against closed forms and against direct sums."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from diffusers_lowfreq.projections import PROJECTIONS, LowFrequencyProjection
 
 
 def correlated(num: int = 64, size: int = 16, seed: int = 0) -> torch.Tensor:
-    """Three channels of other means, scales and smoothness, whose mean changes over the picture."""
+    """Three channels with different means, scales and smoothness. Their means vary over the image."""
     x = randn(num, 3, size, size, seed=seed, dtype=torch.float64)
     x[:, 1] = LowFrequencyProjection("dct", 4)(x[:, 1]) * 3 + 0.1 * x[:, 1]
     x[:, 2] += torch.linspace(-1, 1, size)
@@ -68,7 +68,7 @@ def test_energy_kept_is_one_minus_the_lost_share_of_the_variance(projection, uni
 @pytest.mark.parametrize("noise_ratio", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("projection, factor", [("bicubic", 4), ("area", 2), ("dct", 8)])
 def test_path_length_is_that_of_the_sources_of_the_scheduler(projection, factor, noise_ratio, unit_scale):
-    """Counted directly on what the scheduler makes; each draw of the noise comes with its negative."""
+    """Against sources from the scheduler. Each draw of the noise is used with both signs."""
     x = correlated(16)
     at_scale = normalized(x) if unit_scale else x / 4
     scheduler = LowFreqFlowMatchScheduler(projection=projection, factor=factor, noise_ratio=noise_ratio)
@@ -106,7 +106,7 @@ def test_moments_are_those_of_the_raw_samples():
 
 
 def test_at_unit_scale_shift_and_scale_of_a_channel_do_not_matter():
-    """Also far from zero, where a difference of squares in float32 would be lost."""
+    """Also far from zero, where a difference of squares would lose all digits in float32."""
     x = correlated().float()
     moved = x * torch.tensor([100.0, 1.0, 0.5]).view(3, 1, 1) + torch.tensor([0.0, 4096.0, 0.0]).view(3, 1, 1)
     a, b = measured(x), measured(moved)

@@ -11,7 +11,7 @@ from diffusers_lowfreq.evaluation import radial_power_spectrum, spectrum_frequen
 
 
 def ring_sizes(height, width):
-    """How many frequencies lie in each ring, counted one by one."""
+    """Count the frequencies in each ring, one by one."""
     side = min(height, width)
     counts = [0] * (side // 2 + 1)
     for y in range(-(height // 2), (height + 1) // 2):
@@ -24,7 +24,7 @@ def ring_sizes(height, width):
 
 @pytest.mark.parametrize("height, width", [(8, 8), (9, 9), (8, 12), (10, 6)])
 def test_parseval(height, width):
-    """Rings times their sizes sum to the mean square of an image without power in the corners."""
+    """Power times size, summed over the rings, is the mean square of an image without power in the corners."""
     vertical, horizontal = (torch.fft.fftfreq(n) for n in (height, width))
     inside = torch.hypot(vertical[:, None], horizontal) * min(height, width) < min(height, width) // 2 + 0.49
     image = torch.fft.ifft2(torch.fft.fft2(randn(2, 3, height, width, dtype=torch.float64)) * inside).real + 0.5

@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """
-Generated bad calls: entry points, their arguments, and for each kind of argument the values that it must refuse.
+Bad calls, generated from tables: the arguments of each entry point, and the values that each argument must refuse.
 
-Every one ends, before a network runs and without much memory, in an error that names the argument. `test_bad_input.py` has the
-same for the calls of a `LowFreqPipeline`, by hand; here that pipeline gets what it has not.
+Every call raises an error that names the argument, before any network runs and without allocating much memory.
+`test_bad_input.py` tests calls of a `LowFreqPipeline` by hand. Here that pipeline only gets the values that are missing there.
 """
 
 import datetime
@@ -41,14 +41,14 @@ from diffusers_lowfreq.couplings import SemiDiscreteCoupling, minibatch_optimal_
 from diffusers_lowfreq.training import LatentCache, load_images
 
 
-ROOM = 2**29  # bytes that a refusal may take: what a bad size asks for is more by far
+ROOM = 2**29  # bytes that a refusal may allocate. A size that is too large would need far more
 
 usefixtures = pytest.mark.usefixtures(workplace.__name__)
 
 
 @contextmanager
 def little_memory():
-    """Fail every allocation that needs more than `ROOM`, where it is known how much the process has."""
+    """Make every allocation of more than `ROOM` fail. Only on Linux, which says how much memory a process has."""
     statm = Path("/proc/self/statm")
     if not statm.exists():  # not Linux
         yield
@@ -66,7 +66,7 @@ def little_memory():
 
 @contextmanager
 def layers_called():
-    """List the layers that any network calls."""
+    """List every layer that runs, of any network."""
     layers = []
     record = lambda module, _: layers.append(module) if not any(module.children()) else None  # noqa: E731
     hook = torch.nn.modules.module.register_module_forward_pre_hook(record)
@@ -78,9 +78,9 @@ def layers_called():
 
 def assert_refused(call, name: str, may_run=()):
     """
-    The call ends in an error of the right kind, which names the argument.
+    Check that a call raises an error of the right class, which names the argument.
 
-    No network runs before it but those in `may_run`, and nothing large is allocated: a bad number does not become a tensor.
+    Before the error no network runs, except those in `may_run`, and no large memory is allocated.
     """
     with layers_called() as layers, little_memory(), pytest.raises((ValueError, TypeError, OSError)) as error:
         call()
@@ -89,7 +89,7 @@ def assert_refused(call, name: str, may_run=()):
     assert not [type(layer).__name__ for layer in layers if layer not in allowed]
 
 
-def test_what_is_not_named_or_comes_late_is_found():
+def test_assert_refused_can_fail():
     def refuse(message, first=lambda: None):
         first()
         raise ValueError(message)
@@ -158,7 +158,7 @@ BASIS = fit_projection_basis([randn(8, 1, 4, 4)], 2)
 
 
 def call(name: str, **good):
-    """An entry point: a pipeline, whose good call may be changed."""
+    """An entry point: a valid call of a pipeline, whose arguments can be changed."""
     return lambda **change: pipelines()[name](**good | change)
 
 
@@ -172,7 +172,7 @@ def grid(**config):
     return lambda **change: set_timesteps(config, **{"num_inference_steps": 2} | change)
 
 
-# Each takes changes of a call that is good without them
+# Each makes a valid call, with the changes that it is given
 ENTRY_POINTS = {
     "LowFreqPipeline": call("labels", class_labels=0, **FEWER),
     "LowFreqTextToImagePipeline": call("text", prompt="cat", negative_prompt="dog", guidance_scale=2.0, **FEWER),
@@ -216,7 +216,7 @@ ENTRY_POINTS = {
     "minibatch_optimal_transport": lambda **change: minibatch_optimal_transport(**TWO | change),
     "SemiDiscreteCoupling()": lambda **change: SemiDiscreteCoupling(**{"samples": randn(3, 1, 2, 2)} | change),
 }
-GOOD = {("set_timesteps, exponential", "mu"): 0.5, ("set_timesteps, linear", "mu"): 3.0}  # what they cannot be without
+GOOD = {("set_timesteps, exponential", "mu"): 0.5, ("set_timesteps, linear", "mu"): 3.0}  # required arguments
 
 
 @cache
@@ -247,20 +247,20 @@ LABEL = ["chät\u202e", "CAT", "ｃａｔ", "cat\0", "\ud800", 2**63, {"cat"}, O
 HALF = "a cat \ud800"  # half a character
 STATISTICS = [["a"] * 4, [NAN] * 4, [INF] * 4, [None] * 4, [True] * 4, [[0.0]] * 4, "abcd", {0, 1, 2, 3}]
 LEVELS = ["ab", [[1.0]], [NAN], [1.0, "x"], {"a": 1}, [1e-46], [0.5, 0.5 - 1e-12], torch.tensor([1j]), [10**400]]
-# What no argument takes
+# Values that no argument takes
 STRANGE = [object(), b"\0", 1j, {"a"}, Ellipsis, {"": 0}, fractions.Fraction(1, 2), datetime.date(2026, 1, 1)]
 STRANGE += [np.array([[1, 2]]), NotImplemented, frozenset(), ValueError("\u202e"), slice(1, 2)]
 
 
 def not_finite(*shape) -> dict:
-    """Tensors of this shape of which no network makes an image."""
+    """Tensors of this shape that no network can turn into an image."""
     one = {"one NaN": randn(*shape), "one infinity": randn(*shape)}
     one["one NaN"].view(-1)[-1], one["one infinity"].view(-1)[0] = NAN, -INF
     return {**one, "too large": randn(*shape).double() * 1e300, "none of them": randn(*shape)[:0]}
 
 
 def not_a_tensor(*shape) -> dict:
-    """No floating point tensors of this shape."""
+    """Values that are not floating point tensors of this shape."""
     good = randn(*shape)
     bad = {"integers": good.long(), "an array": good.numpy(), "a list": good.tolist(), "a number": 0.5}
     return bad | {"complex": good + 1j, "more axes": good[None]}
@@ -288,7 +288,7 @@ OUTPUT = {"output_type": CHOICE, "output_prior_images": FLAG, "return_dict": FLA
 SIZES = {"height": SIZE, "width": SIZE}
 PIXELS = not_a_tensor(1, 1, 4, 4)
 
-# For every entry point its arguments, and what they must refuse
+# For each entry point: its arguments, and the values that they must refuse
 TABLES = {
     "LowFreqPipeline": {
         "class_labels": LABEL,
@@ -434,7 +434,7 @@ TABLES = {
         "labels": [["a", "b", "c"], [True] * 3],
     },
 }
-# Arguments that are good, but not together, and of which the error names one
+# Arguments that are valid, but not together. The error names one of them
 TOGETHER = [
     ("LowFreqPipeline", "truncate_prior", {"latents": randn(1, 4, 8, 8), "truncate_prior": True}),
     ("LowFreqPipeline", "latents", {"latents": randn(1, 4, 8, 8), "height": 32}),
@@ -447,12 +447,12 @@ TOGETHER = [
 
 
 def cases() -> list[tuple[str, str, str, dict]]:
-    """Entry point, the argument that is bad, a name for the value, and the change of the call."""
+    """For each case: entry point, bad argument, label of the value, changed arguments."""
     drawn, found = random.Random(0), []
     for entry, arguments in TABLES.items():
         for name, values in arguments.items():
             values = values if isinstance(values, dict) else {repr(value)[:40]: value for value in values}
-            strange = drawn.choice(STRANGE)  # one for every argument, by lot
+            strange = drawn.choice(STRANGE)  # one for each argument, at random
             values = values | {f"strange {type(strange).__name__}": strange}
             found += [(entry, name, label, {name: value}) for label, value in values.items()]
     return found + [(entry, name, "together", change) for entry, name, change in TOGETHER]
@@ -460,7 +460,7 @@ def cases() -> list[tuple[str, str, str, dict]]:
 
 CASES = cases()
 
-# What only a network shows: numbers that overflow in it
+# Numbers that only overflow inside a network
 ONLY_RUNNING = {
     ("LowFreqPipeline", "guidance_scale", "1e+37"),
     ("LowFreqPipeline", "prior_guidance_scale", "1e+37"),
@@ -469,7 +469,7 @@ ONLY_RUNNING = {
 
 
 def networks_before(entry: str, name: str, label: str) -> list[torch.nn.Module]:
-    """The networks that may run before a bad value is refused."""
+    """Return the networks that may run before a bad value is refused."""
     names = {"LowFreqPipeline": "labels", "LowFreqUpscalePipeline": "upscale", "generate_from_coarse": "stock"}
     pipe = pipelines()[names.get(entry, "text")]
     if (entry, name, label) in ONLY_RUNNING or (name == "callback_on_step_end" and label in CALLBACKS):
@@ -477,7 +477,7 @@ def networks_before(entry: str, name: str, label: str) -> list[torch.nn.Module]:
     if entry in (
         "LowFreqUpscalePipeline",
         "generate_from_coarse",
-    ):  # these encode a picture before they check the call
+    ):  # encodes a picture before it checks the call
         return [pipe.vae.encoder, pipe.vae.quant_conv]
     return []
 
@@ -488,7 +488,7 @@ def networks_before(entry: str, name: str, label: str) -> list[torch.nn.Module]:
     ids=[ascii(f"{i}-{entry} {name} {label}").strip("'") for i, (entry, name, label, _) in enumerate(CASES)],
 )
 def test_a_bad_call_ends_in_an_error_that_names_the_argument(entry, name, label, change):
-    good_call(entry)  # what is built once is not counted
+    good_call(entry)  # builds what is built once
     assert_refused(lambda: ENTRY_POINTS[entry](**change), name, networks_before(entry, name, label))
 
 
@@ -527,7 +527,7 @@ CHOSEN |= {"mixed_precision": "finetune_lora", "objective": "train_lowfreq", "de
 
 
 def command_lines() -> list[tuple[str, str, list[str]]]:
-    """Script, the option that is bad, and the command line: for every option that is a number, two by lot."""
+    """For each case: script, bad option, command line. Every numeric option gets two bad values at random."""
     drawn, lines = random.Random(1), []
     for script, needed in NEEDED.items():
         base = [f"--{k}={v}" for k, v in needed.items()]
@@ -556,7 +556,7 @@ COMMAND_LINES = command_lines()
 
 
 def refused(capsys, script: str, line: list[str]) -> str:
-    """The last line that the parser of a script says before it leaves."""
+    """Return the last line of the error of a script's parser."""
     with little_memory(), pytest.raises(SystemExit) as error:
         SCRIPTS[script].parse_args(line)
     assert error.value.code == 2
@@ -626,7 +626,7 @@ def test_a_class_of_the_demo_that_does_not_exist_is_named(label):
         SCRIPTS["demo"].main(["--class_labels", "ship", label, "--device", "cpu"])
 
 
-# ------------------------------------------------------------------------- what an engine, or a cache, cannot do
+# ------------------------------------------------------------------------- what an engine or a cache cannot do
 
 TINY = "--train_data_dir images --output_dir out --resolution 16 --transformer_size 1x1x8 --prior_size 1x1x8 --patch_size 4"
 TINY = [
@@ -639,7 +639,7 @@ TINY = [
 
 
 def pretend(**shared):
-    """Tell the state that all of accelerate shares that the run is another one."""
+    """Change the state that all of accelerate shares, as if this were a different run."""
     Accelerator(cpu=True)
     for state in (PartialState, AcceleratorState):
         state._shared_state.update(shared)

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Every bad input is a `ValueError` that names the argument, what is allowed and what came, before any network runs."""
+"""Every bad input raises a `ValueError` before any network runs. It names the argument, what is allowed and what was given."""
 
 import math
 import re
@@ -33,7 +33,7 @@ def pipe():
 
 
 def assert_refused(pipe, named, *texts, **inputs):
-    """The call raises before the prior, the flow or the decoder has run once."""
+    """Check that a call raises before the prior, the flow or the decoder runs."""
     calls = []
     hooks = [m.register_forward_pre_hook(lambda *_: calls.append(1)) for m in (pipe.transformer, pipe.prior) if m]
     hooks += [pipe.vae.decoder.register_forward_pre_hook(lambda *_: calls.append(1))] if pipe.vae else []
@@ -76,7 +76,7 @@ def test_guidance_interval(pipe, value):
 
 
 @pytest.mark.parametrize(
-    "value, told",
+    "value, allowed",
     [
         ("horse", "['cat', 'dog', 'ship']"),
         (["cat", "Dog"], "['cat', 'dog', 'ship']"),
@@ -105,8 +105,8 @@ def test_guidance_interval(pipe, value):
     ],
     ids=repr,
 )
-def test_class_labels(pipe, value, told):
-    assert_refused(pipe, "class_labels", told, class_labels=value)
+def test_class_labels(pipe, value, allowed):
+    assert_refused(pipe, "class_labels", allowed, class_labels=value)
 
 
 def test_labels_of_an_unconditional_model():
@@ -119,7 +119,7 @@ def test_sizes_that_do_not_divide(pipe, name, value):
     assert_refused(pipe, name, "multiple of 4", repr(value), class_labels=0, **{name: value})
 
 
-def test_sizes_need_the_autoencoder_the_patches_and_the_factor():
+def test_sizes_are_multiples_of_autoencoder_patch_and_factor():
     for vae, factor, patch, step in (("kl", 2, 2, 4), (None, 2, 4, 4), (None, 4, 1, 4), ("kl", 3, 2, 12)):
         scheduler = LowFreqFlowMatchScheduler(factor=factor)
         pipe = make_pipeline(vae, scheduler=scheduler, transformer=make_transformer(patch_size=patch))
@@ -133,7 +133,7 @@ def test_noise_ratio(pipe, value):
     assert_refused(pipe, "noise_ratio", "in [0, 1]", repr(value), class_labels=0, noise_ratio=value)
 
 
-def test_noise_ratio_of_a_model_of_one_or_of_a_range(pipe):
+def test_noise_ratio_of_a_model_with_one_ratio_or_a_range(pipe):
     assert_refused(pipe, "noise_ratio", "must be 0.5", "0.4", class_labels=0, noise_ratio=0.4)
     assert len(pipe(0, noise_ratio=0.5, num_inference_steps=1).images) == 1
     ranged = make_pipeline(scheduler=LowFreqFlowMatchScheduler(factor=2, noise_ratio_range=[0.3, 0.8]))
@@ -165,7 +165,7 @@ def test_given_latents(pipe, name, shape, change):
     assert_refused(pipe, name, "floating point", shape, class_labels=[0, 1], **{name: change(randn(*shape))})
 
 
-def test_given_latents_that_disagree_with_other_arguments(pipe):
+def test_given_latents_that_contradict_other_arguments(pipe):
     low, full = randn(2, 4, 4, 4), randn(2, 4, 8, 8)
     assert_refused(pipe, "latents", "not both", class_labels=[0, 1], latents=full, prior_latents=low)
     assert_refused(pipe, "latents", (4, 4, 8, 8), class_labels=[0, 1], num_images_per_prompt=2, latents=full)
@@ -263,7 +263,7 @@ def test_a_prior_scheduler_that_redraws_noise_or_takes_no_sigmas(scheduler):
 
 
 @pytest.mark.parametrize("name", ["transformer", "scheduler", "prior_scheduler"])
-def test_a_pipeline_in_part_does_not_generate(name):
+def test_an_incomplete_pipeline_does_not_generate(name):
     pipe = make_pipeline()
     setattr(pipe, name, None)
     with pytest.raises(ValueError, match=f"`{name}` must be a component.*None"):

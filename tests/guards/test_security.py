@@ -1,8 +1,8 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """
-What is loaded runs nothing: pickles, code beside the weights, paths out of a folder, classes that nobody expects.
+Loading a file runs no code: pickles, modules next to the weights, paths out of a folder, unexpected classes.
 
-Each trap makes the folder `sprung` if anything runs it, and no test may leave that behind.
+Every trap creates the folder `sprung` when something runs it, and no test may leave that folder behind.
 """
 
 import json
@@ -49,9 +49,9 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
-def plant(path, kind: str = "plain"):
-    """Write a pickle that springs when it is loaded, plain or as `torch.save` writes it."""
-    if kind == "plain":
+def plant(path, form: str = "plain"):
+    """Write a pickle that springs when it is loaded: a plain one, or one written by `torch.save`."""
+    if form == "plain":
         Path(path).write_bytes(pickle.dumps(Trap()))
     else:
         torch.save(Trap(), path)
@@ -67,21 +67,21 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def pipes(workplace, saved):
-    """Copies of two saved pipelines, `labels` and `text`, to be tampered with; nothing may spring."""
+    """Copies of two saved pipelines, `labels` and `text`, to tamper with. No trap may spring."""
     for name in ("labels", "text"):
         shutil.copytree(saved / name, name)
     yield
     assert not os.path.exists("sprung")
 
 
-@pytest.mark.parametrize("kind", ["plain", "torch"])
-def test_the_traps_spring(kind):
-    plant("trap.bin", kind)
+@pytest.mark.parametrize("form", ["plain", "torch"])
+def test_the_traps_spring(form):
+    plant("trap.bin", form)
     loaders = {
         "plain": lambda: pickle.loads(Path("trap.bin").read_bytes()),
         "torch": lambda: torch.load("trap.bin", weights_only=False),
     }
-    loaders[kind]()
+    loaders[form]()
     os.rmdir("sprung")
     exec(CODE)  # noqa: S102
     os.rmdir("sprung")
@@ -106,21 +106,21 @@ LOADERS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["plain", "torch"])
+@pytest.mark.parametrize("form", ["plain", "torch"])
 @pytest.mark.parametrize("loader", LOADERS)
-def test_pickled_weights_are_not_loaded(loader, kind):
+def test_pickled_weights_are_not_loaded(loader, form):
     component, load = LOADERS[loader]
     load()
     folder = Path("text", component)
     (folder / f"{WEIGHTS[component]}.safetensors").unlink()
     for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin", "model.bin", "model.pt", "flax_model.msgpack"):
-        plant(folder / name, kind)
+        plant(folder / name, form)
     with pytest.raises((OSError, ValueError), match="safetensors"):
         load()
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_pickle_beside_the_weights_is_not_looked_at(loader):
+def test_a_pickle_next_to_the_weights_is_ignored(loader):
     component, load = LOADERS[loader]
     for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin", "optimizer.bin", "random_states_0.pkl"):
         plant(Path("text", component, name))
@@ -152,15 +152,15 @@ def test_pickles_cannot_be_asked_for():
             pipe.load_lora_weights("lora", **asked)
 
 
-def test_what_grades_pictures_is_not_unpickled(monkeypatch):
+def test_graders_are_not_unpickled(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import evaluate
     from graders import Grader
 
     Grader(width=4).save_pretrained("grader", safe_serialization=False)
     plant("grader/diffusion_pytorch_model.bin")
-    for kind in ("plain", "torch"):
-        plant(f"{kind}.pt", kind)
+    for form in ("plain", "torch"):
+        plant(f"{form}.pt", form)
     for path in ("grader", "plain.pt", "torch.pt"):
         with pytest.raises((OSError, RuntimeError)):
             evaluate.Extractor(path)
@@ -241,7 +241,7 @@ def test_nor_does_a_variant_of_a_text_encoder():
 )
 @pytest.mark.parametrize("loader", [LowFreqTextToImagePipeline, DiffusionPipeline], ids=lambda cls: cls.__name__)
 def test_a_component_of_an_unexpected_class_is_refused(monkeypatch, loader, component, entry):
-    """Neither from the path of the program nor from the folder of the component is the code of it imported."""
+    """Its code is imported neither from the path of the program nor from the folder of the component."""
     monkeypatch.syspath_prepend(os.getcwd())
     os.makedirs(f"text/{component}", exist_ok=True)
     for file in ("evil.py", "outside.py", f"text/{component}/evil.py", "text/evil.py", "text/outside.py"):
@@ -252,7 +252,7 @@ def test_a_component_of_an_unexpected_class_is_refused(monkeypatch, loader, comp
     assert "evil" not in sys.modules
 
 
-def test_a_class_that_the_program_has_made_is_taken(monkeypatch):
+def test_a_class_that_the_program_defines_is_loaded(monkeypatch):
     class Own(LowFreqTransformer2DModel):
         pass
 
@@ -297,7 +297,7 @@ def test_a_pipeline_of_its_own_code_is_refused(loader, class_name):
     ids=["auto_map", "class", "text encoder", "tokenizer"],
 )
 def test_a_component_of_its_own_code_is_refused(monkeypatch, folder, file, changes, load):
-    """And at once: nobody is asked at the terminal."""
+    """It is refused at once, without a question at the terminal."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
     Path("text", folder, "evil.py").write_text(CODE)
     rewrite(Path("text", folder, file), **changes)
@@ -356,10 +356,10 @@ def run():
     return Path("out/checkpoint-1")
 
 
-@pytest.mark.parametrize("kind", ["plain", "torch"])
+@pytest.mark.parametrize("form", ["plain", "torch"])
 @pytest.mark.parametrize("name", ["optimizer.bin", "random_states_0.pkl", "random_states_1.pkl"])
-def test_a_state_that_would_run_something_is_refused(run, name, kind):
-    plant(run / name, kind)
+def test_a_checkpoint_that_would_run_code_is_refused(run, name, form):
+    plant(run / name, form)
     with pytest.raises(
         ValueError, match="`resume_from_checkpoint` 'out/checkpoint-1' .* more than tensors and numbers"
     ):
@@ -367,7 +367,7 @@ def test_a_state_that_would_run_something_is_refused(run, name, kind):
 
 
 @pytest.mark.parametrize("name", ["transformer", "transformer_ema"])
-def test_the_weights_of_a_state_are_safetensors(run, name):
+def test_the_weights_of_a_checkpoint_are_safetensors(run, name):
     (run / name / "diffusion_pytorch_model.safetensors").unlink()
     plant(run / name / "diffusion_pytorch_model.bin", "torch")
     with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
@@ -375,28 +375,28 @@ def test_the_weights_of_a_state_are_safetensors(run, name):
 
 
 @pytest.mark.parametrize("name", ["lr_scheduler.json", "training_args.json", "custom_checkpoint_0.pkl"])
-def test_the_rest_of_a_state_is_no_pickle(run, name):
+def test_the_rest_of_a_checkpoint_is_not_unpickled(run, name):
     plant(run / name)
     with pytest.raises((ValueError, RuntimeError)):
         train(2, "--resume_from_checkpoint", "latest")
 
 
-def test_a_state_goes_on_beside_pickles_of_other_names(run):
+def test_a_checkpoint_is_resumed_next_to_unknown_pickles(run):
     for name in ("pytorch_model.bin", "scheduler.bin", "sampler.bin", "dl_state_dict.bin"):
         plant(run / name)
     train(2, "--resume_from_checkpoint", "latest")
     assert os.path.isdir("out/checkpoint-2")
 
 
-def test_the_averages_of_a_lora_are_no_pickle():
+def test_the_averages_of_a_lora_are_not_unpickled():
     plant("transformer_ema.safetensors")
     with pytest.raises(Exception, match="(?i)header"):
         load_ema_state("transformer_ema.safetensors")
 
 
 @pytest.mark.parametrize("name", ["org/name/checkpoint-10", "org/name", "org/name/prior-checkpoint-10"])
-def test_a_state_is_not_looked_for_on_the_hub(monkeypatch, name):
-    """Neither part of the run begins: the prior model does not train, only for the flow to find no state."""
+def test_a_checkpoint_is_not_looked_up_on_the_hub(monkeypatch, name):
+    """Neither network trains: the run does not find out after the prior that the flow has no checkpoint."""
     monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("a connection was tried"))
     make_folder(Path("images"), 4)
     with pytest.raises(ValueError, match=f"`resume_from_checkpoint` must be .* got '{name}'"):
@@ -404,16 +404,16 @@ def test_a_state_is_not_looked_for_on_the_hub(monkeypatch, name):
     assert not list(Path("out").glob("*checkpoint*"))
 
 
-def accelerator(kind: str):
+def accelerator(engine: str):
     plugin = SimpleNamespace(zero_stage=2)
-    return SimpleNamespace(distributed_type=DistributedType[kind], state=SimpleNamespace(deepspeed_plugin=plugin))
+    return SimpleNamespace(distributed_type=DistributedType[engine], state=SimpleNamespace(deepspeed_plugin=plugin))
 
 
-def test_what_is_no_tensor_in_a_sharded_state_is_refused():
-    """Torch itself unpickles it; so does DeepSpeed its own files."""
+def test_a_sharded_checkpoint_holds_tensors_only():
+    """Torch itself would unpickle it, and DeepSpeed its own files."""
     checkpoint.save({"count": Trap()}, checkpoint_id="sharded")
     checkpoint.load({"count": 0}, checkpoint_id="sharded")
-    os.rmdir("sprung")  # that is what it would do
+    os.rmdir("sprung")  # without the guard
     with weights_only(accelerator("FSDP")), pytest.raises(BaseException, match="(?s)mkdir"):
         checkpoint.load({"count": 0}, checkpoint_id="sharded")
     checkpoint.save({"count": 3, "a": torch.arange(3.0)}, checkpoint_id="true")
@@ -423,7 +423,7 @@ def test_what_is_no_tensor_in_a_sharded_state_is_refused():
     assert state["count"] == 3 and state["a"].tolist() == [0.0, 1.0, 2.0]
 
 
-def test_deepspeed_is_not_given_more_than_its_own_classes():
+def test_deepspeed_may_only_unpickle_its_own_classes():
     scaler = pytest.importorskip("deepspeed.runtime.fp16.loss_scaler", reason="DeepSpeed is not installed")
     torch.save({"loss_scaler": scaler.LossScaler(1.0)}, "mp_rank_00_model_states.pt")
     plant("trap.pt", "torch")
