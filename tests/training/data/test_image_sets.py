@@ -463,7 +463,7 @@ def test_one_parquet_file_and_streaming(workplace):
     assert images.kind == "parquet" and len(images.to_dataset("hf")) == 2
     assert len(list(images.to_dataset("hf", streaming=True))) == 2
     touch("d/1.png")
-    with pytest.raises(ValueError, match="`train_data_dir` 'd' must hold parquet or tar files to be streamed"):
+    with pytest.raises(ValueError, match="`train_data_dir` 'd' must hold parquet files to be streamed, or tar files"):
         find_image_set("d").to_dataset(streaming=True)
 
 

@@ -95,7 +95,7 @@ class ImageSet:
         if self.kind == "folder":
             if streaming:
                 raise ValueError(
-                    f"`train_data_dir` {self.train_data_dir!r} must hold parquet or tar files to be streamed: a folder of images would "
+                    f"`train_data_dir` {self.train_data_dir!r} must hold parquet files to be streamed, or tar files: a folder of images would "
                     "be read in the order of its classes."
                 )
             return self._pictures()
@@ -316,8 +316,8 @@ def _label_and_caption(pictures: _Files, found: dict[str, _Files], class_of, cla
     rows, columns = read_metadata(found["metadata"].names, names, result)
     why = {column: f"images without a {column!r} in the metadata" for column in columns}
     if label == "label" and label not in columns and len(classes) > 1:
-        number = {folder: label for label, folder in enumerate(classes)}
-        columns[label] = [number.get(class_of(names[row])) for row in rows]
+        number_of = {folder: number for number, folder in enumerate(classes)}
+        columns[label] = [number_of.get(class_of(names[row])) for row in rows]
         why[label] = "images beside the class folders"
         result.classes = [folder.encode("utf-8", "backslashreplace").decode() for folder in classes]
     if caption == "txt" and caption not in columns:
