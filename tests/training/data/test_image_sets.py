@@ -565,6 +565,7 @@ def test_the_fingerprint_of_the_dataset_is_that_of_the_set(workplace):
             {"caption_column": "txt"},
             "`train_data_dir` 'd' leaves no image to train on.*\n(.*\n)*.*without a text file",
         ),
+        ({"label_column": "none"}, "`train_data_dir` 'd' leaves no image to train on"),
         ({"label_column": "text"}, "`label_column` 'text' must hold integers from 0, got"),
         ({"train_data_dir": "broken"}, "`train_data_dir` 'broken': 'metadata.jsonl' cannot be read"),
     ],
@@ -573,7 +574,7 @@ def test_what_is_no_set_is_refused_by_name(workplace, kwargs, message):
     os.mkdir("empty")
     touch("text/notes.txt", "d/1.png", "broken/1.png")
     Path("broken/metadata.jsonl").write_text("no json")
-    write_metadata("d/metadata.jsonl", rows_of(["1.png"], text="a"))
+    write_metadata("d/metadata.jsonl", [{"file_name": "1.png", "text": "a", "none": None}])
     with pytest.raises(ValueError, match=message):
         find_image_set(**{"train_data_dir": "d", **kwargs})
 

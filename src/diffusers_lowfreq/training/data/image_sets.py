@@ -331,7 +331,7 @@ def _label_and_caption(pictures: _Files, found: dict[str, _Files], class_of, cla
         else:
             result.left_out.add(why[missing], names[row])
     columns = {column: [values[index] for index in kept] for column, values in columns.items()}
-    if label in columns:
+    if label in columns and kept:
         result.labels = np.asarray(columns[label])
         if not np.issubdtype(result.labels.dtype, np.integer) or result.labels.min(initial=0) < 0:
             raise ValueError(
@@ -343,6 +343,8 @@ def _label_and_caption(pictures: _Files, found: dict[str, _Files], class_of, cla
 
 def _digest(result: ImageSet, files: _Files, exact: bool) -> str:
     """Hash what the set is: with `exact` the times of change too, without them the captions."""
+    # `datasets` hashes absolute paths, so a folder that was moved had all its latents made again. This hash cannot be equal to
+    # that one: caches of latents of earlier versions are made again once.
     digest = hashlib.sha256(repr((result.kind, result.classes)).encode())
     for name, size, time in zip(files.names, files.sizes, files.times):
         digest.update(os.fsencode(f"{name}\0{size}\0{time if exact else 0}\n"))
