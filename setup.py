@@ -32,7 +32,7 @@ setup(
         "text": ["transformers"],
         "training": [*training, "transformers"],
         "evaluation": ["matplotlib", "scipy"],
-        "test": ["pdoc", "peft>=0.17", "pytest", "pytest-xdist", "ruff"],
+        "test": ["hypothesis", "pdoc", "peft>=0.17", "pytest", "pytest-xdist", "ruff"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
