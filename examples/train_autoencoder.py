@@ -153,7 +153,6 @@ def main(args):
             loss = reconstruction + args.kl_weight * kl.mean()
         run.take(loss)
 
-    run.finish()
     accelerator.end_training()
 
 
