@@ -40,7 +40,7 @@ from diffusers_lowfreq.evaluation import (
 from diffusers_lowfreq.projections import PROJECTIONS
 from diffusers_lowfreq.training import keyed_generator, machine_kind
 from diffusers_lowfreq.training import options as opt
-from diffusers_lowfreq.training.data.images import open_images
+from diffusers_lowfreq.training.data.load import open_images
 
 
 FACTORS = (2, 4, 8)

@@ -45,8 +45,8 @@ from diffusers_lowfreq.training import (
 )
 from diffusers_lowfreq.training import options as opt
 from diffusers_lowfreq.training.conditions import EncodedConditions
-from diffusers_lowfreq.training.data.images import open_images
 from diffusers_lowfreq.training.data.latent_cache import open_latents
+from diffusers_lowfreq.training.data.load import open_images
 from diffusers_lowfreq.training.data.shards import save_shard
 from diffusers_lowfreq.training.hub import prepare_repository, upload_output
 from diffusers_lowfreq.training.options import Clash, refuse_clashes

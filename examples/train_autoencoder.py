@@ -29,7 +29,7 @@ from diffusers_lowfreq.training import (
     parse_with_config,
 )
 from diffusers_lowfreq.training import options as opt
-from diffusers_lowfreq.training.data.images import open_images
+from diffusers_lowfreq.training.data.load import open_images
 from diffusers_lowfreq.training.options import free
 from diffusers_lowfreq.training.validation import measure_psnr
 

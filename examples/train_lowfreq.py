@@ -56,8 +56,8 @@ from diffusers_lowfreq.training import (
 from diffusers_lowfreq.training import options as opt
 from diffusers_lowfreq.training.conditions import Captions, Labels, Unconditional
 from diffusers_lowfreq.training.data.captions import open_captions
-from diffusers_lowfreq.training.data.images import open_images
 from diffusers_lowfreq.training.data.latent_cache import open_latents
+from diffusers_lowfreq.training.data.load import open_images
 from diffusers_lowfreq.training.hub import prepare_repository, upload_output
 from diffusers_lowfreq.training.options import Clash, free, refuse_clashes
 from diffusers_lowfreq.training.pairs import (

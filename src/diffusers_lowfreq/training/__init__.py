@@ -4,8 +4,9 @@
 from .checkpoints import register_model_hooks, register_schedule, resume_checkpoint, save_checkpoint
 from .data.captions import CaptionCache
 from .data.degradation import DEGRADATIONS, DegradedImages, DegradedPairs, degrade
-from .data.images import ImageDataset, load_images
+from .data.images import ImageDataset
 from .data.latent_cache import LatentCache
+from .data.load import load_images
 from .data.stream import ImageStream, LatentStream, StreamedCaptions
 from .engines import (
     GradientGuard,
