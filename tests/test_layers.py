@@ -66,6 +66,14 @@ def imports(name: str, path: Path) -> list[tuple[str, str, int]]:
     return found
 
 
+def find_circle(edges: dict[str, set[str]]) -> list[str] | None:
+    """Return modules of which each is imported by the next, the last being the first, if there are such."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+
+
 def faults(sources: Path) -> list[str]:
     """What is wrong with the imports of a source tree, a line for each import."""
     known, wrong, edges = modules(sources), [], {}
@@ -89,10 +97,9 @@ def faults(sources: Path) -> list[str]:
             other = target.split(".")[0]
             if other != unit and other not in LAYERS[unit] | MORE.get(name, set()):
                 wrong.append(f"{where}, which is not below it")
-    try:
-        TopologicalSorter(edges).prepare()
-    except CycleError as error:
-        wrong.append(f"a circle: {' <- '.join(error.args[1])}")
+    while circle := find_circle(edges):
+        wrong.append(f"a circle: {' <- '.join(circle)}")
+        edges[circle[1]].remove(circle[0])
     return wrong
 
 
