@@ -18,6 +18,7 @@ import torch
 from diffusers import PipelineQuantizationConfig, TorchAoConfig
 from torchao.quantization import Int8WeightOnlyConfig
 from diffusers_lowfreq import LowFreqPipeline, LowFreqTransformer2DModel
+from diffusers_lowfreq.flops import count_flops
 
 def generate(pipe):
     pipe.set_progress_bar_config(disable=True)
@@ -36,6 +37,7 @@ for pipe in (
 ):
     error = (generate(pipe) - images).abs().mean() / images.std()
     assert 0 < error < 0.05, error
+    assert count_flops(pipe.transformer, (4, 8, 8)) == count_flops(plain.transformer, (4, 8, 8)) > 0
 """
 
 

@@ -308,8 +308,8 @@ def test_samples_of_a_batch_do_not_mix_at_any_size(height, width):
 def gradients(model):
     model.zero_grad()
     model.train()
-    told = {"class_labels": torch.tensor([0, 1])} if model.config.num_classes is not None else captions()
-    model(randn(*SHAPE), TIME, **told).sample.square().sum().backward()
+    condition = {"class_labels": torch.tensor([0, 1])} if model.config.num_classes is not None else captions()
+    model(randn(*SHAPE), TIME, **condition).sample.square().sum().backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
@@ -549,8 +549,8 @@ def test_measured_flops_equal_the_hand_formula(config, height, width):
         block += 2 * tokens * d * d + 2 * text_tokens * d * d + 2 * tokens * text_tokens * d
         embed += text_tokens * c.caption_channels * d
     expected = 2 * (2 * tokens * patch * d + embed + 8 * d * d + c.num_layers * block)
-    told = {"encoder_hidden_states": randn(1, text_tokens, c.caption_channels)} if text_tokens else {}
-    assert count_flops(model, (c.in_channels, height, width), **told) == expected
+    condition = {"encoder_hidden_states": randn(1, text_tokens, c.caption_channels)} if text_tokens else {}
+    assert count_flops(model, (c.in_channels, height, width), **condition) == expected
     if text_tokens:  # it has text of one token if it is given none
         assert count_flops(model, (c.in_channels, height, width)) < expected
 

@@ -50,13 +50,13 @@ def test_the_guider_gets_velocities_with_the_label_and_without():
     source, labels = randn(2, 4, 8, 8), torch.tensor([0, 2])
     data = generate(pipe, latents=source, num_inference_steps=1, output_type="latent")
     with torch.no_grad():
-        told, not_told = (
+        conditional, unconditional = (
             pipe.transformer(source, torch.full((2,), 1000.0), class_labels=label)[0]
             for label in (labels, torch.full_like(labels, 3))
         )
-    combined = not_told + 3.0 * (told - not_told)
+    combined = unconditional + 3.0 * (conditional - unconditional)
     std_of = lambda v: v.std(dim=(1, 2, 3), keepdim=True)  # noqa: E731
-    combined = 0.7 * combined * std_of(told) / std_of(combined) + 0.3 * combined
+    combined = 0.7 * combined * std_of(conditional) / std_of(combined) + 0.3 * combined
     torch.testing.assert_close(data, source - combined, rtol=1e-4, atol=1e-5)
 
 

@@ -71,8 +71,10 @@ def by_hand(pipe, prompts, negative, generator, steps, scale, prior_scale):
             t = torch.tensor(1000 * (1 - i / steps))
             velocity = []
             for row, prompt in zip(x.split(1), prompts):
-                told, not_told = (model(row, t, encoder_hidden_states=encode(p)).sample for p in (prompt, negative))
-                velocity.append(not_told + scale * (told - not_told))
+                conditional, unconditional = (
+                    model(row, t, encoder_hidden_states=encode(p)).sample for p in (prompt, negative)
+                )
+                velocity.append(unconditional + scale * (conditional - unconditional))
             x = x - torch.cat(velocity) / steps
         return x
 
@@ -108,11 +110,11 @@ def test_prior_and_flow_are_told_the_same_text():
     pipe = make_text_pipeline()
     calls = [record_calls(model) for model in (pipe.prior, pipe.transformer)]
     generate(pipe, num_images_per_prompt=2, guidance_scale=2.0, prior_guidance_scale=2.0)
-    told = embeddings(pipe, negative="", num_images_per_prompt=2)
+    text = embeddings(pipe, negative="", num_images_per_prompt=2)
     for recorded in calls:
         for _, inputs in recorded:
             for name, of in (("encoder_hidden_states", "embeds"), ("encoder_attention_mask", "attention_mask")):
-                both = torch.cat([told[f"prompt_{of}"], told[f"negative_prompt_{of}"]])
+                both = torch.cat([text[f"prompt_{of}"], text[f"negative_prompt_{of}"]])
                 torch.testing.assert_close(inputs[name], both)
 
 
@@ -165,17 +167,17 @@ def test_embeddings_passed_in_equal_prompts(kind):
     pipe = make_text_pipeline(kind)
     guided = {"guidance_scale": 2.0, "prior_guidance_scale": 3.0}
     expected = generate(pipe, negative_prompt="red", **guided)
-    told = embeddings(pipe)
-    assert torch.equal(generate(pipe, None, **told, **guided), expected)
+    text = embeddings(pipe)
+    assert torch.equal(generate(pipe, None, **text, **guided), expected)
     bare = make_text_pipeline(kind)
     bare.register_modules(text_encoder=None, tokenizer=None)
-    assert torch.equal(generate(bare, None, **told, **guided), expected)
-    only = {k: v for k, v in told.items() if not k.startswith("negative")}
+    assert torch.equal(generate(bare, None, **text, **guided), expected)
+    only = {k: v for k, v in text.items() if not k.startswith("negative")}
     assert torch.equal(generate(pipe, None, **only, negative_prompt="red", **guided), expected)
     # what is padding may be cut, added and be anything
-    short = {k: v[:1, :3] if k.startswith("negative") else v for k, v in told.items()}
-    short["prompt_embeds"] = torch.cat([told["prompt_embeds"], 9 * randn(2, 4, 6)], dim=1)
-    short["prompt_attention_mask"] = torch.cat([told["prompt_attention_mask"].long(), torch.zeros(2, 4).long()], dim=1)
+    short = {k: v[:1, :3] if k.startswith("negative") else v for k, v in text.items()}
+    short["prompt_embeds"] = torch.cat([text["prompt_embeds"], 9 * randn(2, 4, 6)], dim=1)
+    short["prompt_attention_mask"] = torch.cat([text["prompt_attention_mask"].long(), torch.zeros(2, 4).long()], dim=1)
     torch.testing.assert_close(generate(pipe, None, **short, **guided), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -229,8 +231,8 @@ def test_an_encoder_without_a_limit_takes_256_tokens(caplog):
 def test_effective_nfe_counts_the_text_too():
     pipe = make_text_pipeline()
     generate(pipe, num_inference_steps=3, prior_num_inference_steps=5)
-    told = {"encoder_hidden_states": randn(1, 9, 6)}  # the longest prompt, to which the other is padded
-    ratio = count_flops(pipe.prior, (4, 4, 4), **told) / count_flops(pipe.transformer, (4, 8, 8), **told)
+    text = {"encoder_hidden_states": randn(1, 9, 6)}  # the longest prompt, to which the other is padded
+    ratio = count_flops(pipe.prior, (4, 4, 4), **text) / count_flops(pipe.transformer, (4, 8, 8), **text)
     assert pipe.effective_nfe == pytest.approx(3 + 5 * ratio)
     short = pipe.effective_nfe
     generate(pipe, "", num_inference_steps=3, prior_num_inference_steps=5)

@@ -109,13 +109,13 @@ def test_one_label_is_for_all_pictures():
 def test_more_strength_is_more_noise():
     scheduler = LowFreqFlowMatchScheduler(factor=2, noise_ratio=0.5, noise_ratio_range=[0.1, 0.9])
     pipe = make_upscaler(scheduler=scheduler, transformer=make_transformer(use_noise_ratio=True))
-    told = []
+    ratios = []
     pipe.transformer.register_forward_pre_hook(
-        lambda _, args, kwargs: told.append(kwargs["noise_ratio"].tolist()), with_kwargs=True
+        lambda _, args, kwargs: ratios.append(kwargs["noise_ratio"].tolist()), with_kwargs=True
     )
     image = pictures(3, 16, 16)
     made = {a: generate(pipe, image, strength=a, num_inference_steps=1) for a in (0.1, 0.5, 0.9)}
-    assert told == [[pytest.approx(a)] for a in made]
+    assert ratios == [[pytest.approx(a)] for a in made]
     assert torch.equal(generate(pipe, image, num_inference_steps=1), made[0.5])
     assert not torch.equal(made[0.1], made[0.9])
 

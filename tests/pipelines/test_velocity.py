@@ -66,10 +66,10 @@ def test_guidance_extrapolates_from_the_unconditional_to_the_conditional_predict
 
 def test_what_the_unconditional_input_lacks_is_shared():
     network = Network(make_transformer(use_noise_ratio=True), noise_ratio=0.3)
-    alike, told = torch.full((2,), 0.3), LABELS | {"noise_ratio": torch.full((2,), 0.3)}
+    ratio, conditional_input = torch.full((2,), 0.3), LABELS | {"noise_ratio": torch.full((2,), 0.3)}
     guided = make_velocity(network, LABELS, NO_LABELS, lambda: 2.0)(X, make_scheduler(), 0)
-    unconditional = predict(network.model, 1.0, NO_LABELS, noise_ratio=alike)
-    expected = 2 * predict(network.model, 1.0, told) - unconditional
+    unconditional = predict(network.model, 1.0, NO_LABELS, noise_ratio=ratio)
+    expected = 2 * predict(network.model, 1.0, conditional_input) - unconditional
     torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -320,16 +320,16 @@ def test_tuple_output_and_generator_argument_change_nothing():
 
 def test_steps_start_where_the_timestep_or_the_begin_index_says():
     x, v = draw(1, 1, 4, 4), draw(1, 1, 4, 4, seed=1)
-    found, told = LowFreqFlowMatchScheduler(), LowFreqFlowMatchScheduler()
-    for scheduler in (found, told):
+    found, given = LowFreqFlowMatchScheduler(), LowFreqFlowMatchScheduler()
+    for scheduler in (found, given):
         scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.1])
-    told.set_begin_index(1)
-    assert told.begin_index == 1 and found.index_for_timestep(600.0) == 1
+    given.set_begin_index(1)
+    assert given.begin_index == 1 and found.index_for_timestep(600.0) == 1
     for timestep in (found.timesteps[1], 100.0):
-        a, b = found.step(v, timestep, x).prev_sample, told.step(v, timestep, x).prev_sample
+        a, b = found.step(v, timestep, x).prev_sample, given.step(v, timestep, x).prev_sample
         assert torch.equal(a, b)
     torch.testing.assert_close(a, x - 0.1 * v)
-    assert found.step_index == told.step_index == 3
+    assert found.step_index == given.step_index == 3
 
 
 @pytest.mark.parametrize("timestep", [0, 1, torch.tensor(1), torch.tensor([1], dtype=torch.int32)])

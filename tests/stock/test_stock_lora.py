@@ -92,14 +92,14 @@ def test_levels_of_a_batch_are_those_of_its_samples(family):
     pipe = stock(family)
     size, call = side(pipe), call_of(family)
     convention = read_convention(pipe, size, size, **call)
-    told = read_condition(pipe, size, size, **call)
+    condition = read_condition(pipe, size, size, **call)
     x = pack_latents(pipe, randn(3, 4, *latent_size(pipe, size, size)))
     s = torch.tensor([0.9, 0.5, 0.1])
-    rows = {k: v.repeat_interleave(3, 0) if k in convention.per_sample else v for k, v in told.items()}
+    rows = {k: v.repeat_interleave(3, 0) if k in convention.per_sample else v for k, v in condition.items()}
     with torch.no_grad():
         together = convention.velocity(pipe.transformer, x, s, rows)
         for i in range(3):
-            alone = convention.velocity(pipe.transformer, x[i : i + 1], s[i : i + 1], told)
+            alone = convention.velocity(pipe.transformer, x[i : i + 1], s[i : i + 1], condition)
             torch.testing.assert_close(alone[0], together[i], rtol=1e-3, atol=1e-4)
 
 
@@ -107,11 +107,11 @@ def test_the_low_frequency_flow_is_the_stock_velocity_in_our_units():
     """dx/dsigma = alpha dx/ds with s = alpha sigma."""
     pipe = stock("sd3")
     convention = read_convention(pipe, side(pipe), side(pipe), **call_of("sd3"))
-    told = read_condition(pipe, side(pipe), side(pipe), **call_of("sd3"))
+    condition = read_condition(pipe, side(pipe), side(pipe), **call_of("sd3"))
     x = randn(1, 4, SIZE, SIZE)
     with torch.no_grad():
-        v = convention.velocity(pipe.transformer, x, torch.tensor([0.3]), told)
-        flow = convention.low_frequency_flow(pipe.transformer, 0.6)(x, torch.tensor([500.0]), **told).sample
+        v = convention.velocity(pipe.transformer, x, torch.tensor([0.3]), condition)
+        flow = convention.low_frequency_flow(pipe.transformer, 0.6)(x, torch.tensor([500.0]), **condition).sample
     torch.testing.assert_close(flow, 0.6 * v)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""One check for each kind of value. Each raises a `ValueError` that names the argument, what is allowed, and what came."""
+"""One check for each kind of value. Each raises a `ValueError` with the argument, what is allowed, and what was given."""
 
 import math
 from collections.abc import Iterable

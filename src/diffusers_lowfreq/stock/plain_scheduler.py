@@ -58,7 +58,7 @@ def checked_scheduler(scheduler: SchedulerMixin, source: torch.Tensor, levels: l
         if i >= len(levels) or max(abs(level - levels[i]), abs(level_of_model - levels[i])) > 1e-4:
             raise ValueError(
                 f"`pipe` must start at the level {levels[0]} and go over those that its call is given; in step {i + 1} it went to "
-                f"{level:.4g} and told its model {level_of_model:.4g}."
+                f"{level:.4g} and gave its model {level_of_model:.4g}."
             )
         expected = source.to(sample.device, sample.dtype) if i == 0 else sample
         if sample.shape != expected.shape or not torch.equal(sample, expected):
