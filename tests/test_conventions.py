@@ -2,6 +2,7 @@
 """Tests use what users use: no private name of ours, no global of a script replaced, no clock; a skip has its reason."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,14 @@ def test_what_is_planted_is_found(text, fault):
     assert faults({"planted": text, "other": other}, {"_network_calls"}) == [
         f"planted.py:{len(text.splitlines())}: {fault}"
     ]
+
+
+def with_addresses(ids: list[str]) -> list[str]:
+    """Ids that hold the address of an object: each process would have another, and pytest-xdist would not start."""
+    return [name for name in ids if re.search("0x[0-9a-f]{6,}", name)]
+
+
+def test_ids_are_the_same_in_every_process(request):
+    assert not with_addresses([item.nodeid for item in request.session.items])
+    planted = [repr(object()), repr(with_addresses), "0x10"]
+    assert with_addresses(planted) == planted[:2]
