@@ -87,6 +87,7 @@ def test_the_script_parses_the_training_commands_of_guides(file):
             script.parse_args(options + ["--output_dir", "out"] * ("--output_dir" not in options))
 
 
+@pytest.mark.slow
 def test_readme_training_line_runs(tmp_path):
     (line,) = [b for b in blocks("bash") if b.startswith("accelerate launch")]
     (tmp_path / "examples").symlink_to(ROOT / "examples")
