@@ -16,6 +16,7 @@ import json
 import os
 import time
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers_lowfreq import LowFreqPipeline
 from diffusers_lowfreq.evaluation import FeatureMoments, curvature, frechet_distance, radial_power_spectrum
+from diffusers_lowfreq.pipelines.velocity import GuidedVelocity, Network, PlainVelocity
 from diffusers_lowfreq.training import keyed_generator
 
 
@@ -115,25 +117,20 @@ def has_labels(pipe) -> bool:
     return "class_labels" in inspect.signature(pipe.__call__).parameters
 
 
-def flow_velocity(pipe, labels, noise_ratio: float, guidance_scale: float):
+def flow_velocity(pipe: LowFreqPipeline, labels: torch.Tensor, noise_ratio: float, guidance_scale: float):
     """Return the guided velocity of the flow of a pipeline at a level; a one-step model has its guidance folded in."""
-    model = pipe.transformer
-
-    def velocity(x, sigma):
-        inputs = {}
-        if model.config.use_noise_ratio:
-            inputs["noise_ratio"] = torch.full((len(x),), noise_ratio, device=x.device)
-        if model.config.guidance_scale_range is not None:
-            inputs["guidance"] = torch.full((len(x),), guidance_scale, device=x.device)
-        if model.config.num_classes is None:
-            return model(x, sigma * 1000, return_dict=False, **inputs)[0]
-        conditional = model(x, sigma * 1000, class_labels=labels, return_dict=False, **inputs)[0]
-        if guidance_scale == 1 or model.config.use_meanflow:  # the guidance of a one-step model is folded in
-            return conditional
-        unconditional = model(x, sigma * 1000, return_dict=False, **inputs)[0]
-        return unconditional + guidance_scale * (conditional - unconditional)
-
-    return velocity
+    config, condition = pipe.transformer.config, {}
+    if config.guidance_scale_range is not None:
+        condition["guidance"] = torch.full((len(labels),), guidance_scale, device=labels.device)
+    if config.num_classes is not None:
+        condition["class_labels"] = labels
+    network = Network(pipe.transformer, noise_ratio=noise_ratio)
+    velocity = PlainVelocity(network, condition)
+    if config.num_classes is not None and not config.use_meanflow:
+        unconditional = {"class_labels": torch.full_like(labels, config.num_classes)}
+        velocity = GuidedVelocity(network, condition, unconditional, lambda: guidance_scale)
+    # A velocity is asked for at a step of a scheduler: here the only one, at the level
+    return lambda x, sigma: velocity(x, SimpleNamespace(timesteps=sigma * 1000), 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- grade

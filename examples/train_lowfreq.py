@@ -11,14 +11,14 @@ chooses one of them. With `--objective mean_flow`, or from a trained pipeline wi
     accelerate launch examples/train_lowfreq.py --teacher out/model --guidance_scale 3 --prior_guidance_scale 3 \
         --train_data_dir my_images --output_dir out/one-step
 
-With `--caption_column` and a text encoder the models are told text instead of labels:
+With `--caption_column` and a text encoder the models are conditioned on text instead of labels:
 
     accelerate launch examples/train_lowfreq.py --train_data_dir my_captioned_images --caption_column text \
         --pretrained_text_encoder_name_or_path google-t5/t5-small --output_dir out/text-to-image
 
-The loop is in `train` below. Every draw in it is keyed by seed, step and position in the global batch, so the run takes the same
-path on another number of processes and after a resume. (The exception is the minibatch optimal transport of the prior, which
-depends on the batch of each process.)
+The loop is in `train` below. Every draw in it is keyed by seed, step and position in the global batch, so the run gives the same
+weights, up to rounding, on another number of processes and after a resume. (Two things depend on the split: minibatch optimal
+transport, which works on the batch of each process, and streaming.)
 """
 
 import argparse
@@ -86,12 +86,12 @@ check_min_version("0.40.0")
 NOISE_RATIO = 0.25  # better than the paper's 0.5 in the study of docs/evidence.md
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 
-# Options of one-step models only
+# Options of one-step models only. `make_objective` passes most of them to the objective by name
 ONE_STEP = ["guidance_scale", "prior_guidance_scale", "guidance_scale_range", "guidance_interval", "equal_share"]
 ONE_STEP += ["tangent", "adaptive_power", "derivative"]
-# Options of a new prior model, and those that the pipeline to start from, or the teacher, decides
-NEW_PRIOR = ["prior_size", "prior_patch_size"]
+NEW_PRIOR = ["prior_size", "prior_patch_size"]  # options of a new prior model
 TEXT_ENCODER = ["pretrained_text_encoder_name_or_path", "text_encoder_subfolder", "tokenizer_subfolder"]
+# Options that the pipeline to start from, or the teacher, decides
 FROM_PIPELINE_ONLY = ["conditional", "pretrained_vae_model_name_or_path", "vae_subfolder", "latent_statistics"]
 FROM_PIPELINE_ONLY += ["pretrained_prior_model_name_or_path", "prior_subfolder", "transformer_size", "patch_size"]
 FROM_PIPELINE_ONLY += ["projection", "factor", "noise_ratio", "noise_ratio_range", *TEXT_ENCODER]
@@ -99,11 +99,12 @@ FROM_PIPELINE = "taken from the pipeline with --pretrained_model_name_or_path"
 
 
 def is_outside(value, bounds):
+    """Whether a value and its bounds are both given, and the value is outside."""
     return None not in (value, bounds) and not bounds[0] <= value <= bounds[1]
 
 
 def guidance_clashes(part, name):
-    """The rows of the guidance scale of the flow or of the prior model."""
+    """The rows of the guidance scale of the flow or of the prior model. (`refuse_clashes` fills doubled braces.)"""
     unused = f"is for the {part}, which is not trained; leave it out"
     outside = f"must be a positive number, in --guidance_scale_range, got {{{name}}}"
     alone = f"must be two rising numbers from 1 on, with --{name} for the default, got {{guidance_scale_range}}"
@@ -120,7 +121,6 @@ INTERVAL = "must be two rising numbers in [0, 1], with --guidance_scale, got {gu
 LORA = "needs --train flow and --pretrained_model_name_or_path, and no one-step objective"
 TAKEN = "is taken from the pretrained model; leave it out"
 NO_LABELS = "is for labels, and with --caption_column there are none; leave it out"
-COUPLING = "must be minibatch_ot or independent with --"
 CLASHES = [
     Clash(["noise_ratio_range"], lambda a: is_outside(a.noise_ratio, a.noise_ratio_range), RATIO),
     Clash(["objective"], lambda a: a.teacher, "is distillation with --teacher; leave it out"),
@@ -138,7 +138,7 @@ CLASHES = [
     Clash(
         ["prior_coupling"],
         lambda a: a.caption_column and a.prior_coupling == "semi_discrete",
-        COUPLING + "caption_column",
+        "must be minibatch_ot or independent with --caption_column",
     ),
     Clash(
         TEXT_ENCODER[:1],
@@ -151,7 +151,7 @@ CLASHES = [
     Clash(
         ["prior_coupling"],
         lambda a: a.streaming and a.prior_coupling == "semi_discrete" and a.train != "flow",
-        COUPLING + "streaming",
+        "must be minibatch_ot or independent with --streaming",
     ),
     Clash(["shuffle_buffer_size"], lambda a: not a.streaming, "needs --streaming"),
 ]
@@ -164,8 +164,10 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data")
     opt.add_image_options(group, resolution=32)
     group.add_argument("--dataset_config_name")
-    group.add_argument("--label_column", default="label", help="integers; a set without the default column has none")
-    help = "strings, or lists of them to draw from: the models are told text instead of labels"
+    group.add_argument(
+        "--label_column", default="label", help="integers; without the default column, a set has no labels"
+    )
+    help = "strings, or lists of them to draw from: the models are conditioned on text instead of labels"
     group.add_argument("--caption_column", help=help)
     group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use the labels")
     help = "read and encode the images while training instead of once, for sets that do not fit; sharded by process"
@@ -199,7 +201,7 @@ def parse_args(argv=None):
     group.add_argument("--noise_ratio", type=opt.share, help=help)
     help = f"train over a range; {FROM_PIPELINE}"
     group.add_argument("--noise_ratio_range", action=opt.RisingPair, least=0, most=1, help=help)
-    help = "share of pairs with the coarse latent of a thumbnail (by 2 to 8) or of a blurred copy, for upscaling"
+    help = "share of pairs whose source is made from a thumbnail (by 2 to 8) or a blurred copy, for upscaling"
     group.add_argument("--degraded_share", type=opt.share, help=help)
     couplings = ["identity", "noise_ot", "minibatch_ot"]
     group.add_argument("--coupling", choices=couplings, default="identity", help="of the flow")
@@ -218,14 +220,14 @@ def parse_args(argv=None):
     group = parser.add_argument_group("one-step models: --objective mean_flow or --teacher")
     group.add_argument("--guidance_scale", type=opt.positive, help="fold classifier-free guidance into the flow")
     group.add_argument("--prior_guidance_scale", type=opt.positive, help="fold it into the prior model")
-    pair, help = {"action": opt.RisingPair, "least": 1, "most": float("inf")}, "train over a range, for a choice later"
-    group.add_argument("--guidance_scale_range", **pair, help=help)
-    pair, help = {"action": opt.RisingPair, "least": 0, "most": 1, "strictly": False}, "times with a guided flow"
-    group.add_argument("--guidance_interval", **pair, default=[0.0, 1.0], help=help)
-    help = "share of pairs of times r = t, which is plain flow matching"
+    bounds = {"action": opt.RisingPair, "least": 1, "most": float("inf")}
+    group.add_argument("--guidance_scale_range", **bounds, help="train over a range, to choose from at each call")
+    bounds = {"action": opt.RisingPair, "least": 0, "most": 1, "strictly": False, "default": [0.0, 1.0]}
+    group.add_argument("--guidance_interval", **bounds, help="times between which the flow is guided")
+    help = "share of time pairs with r = t, which are plain flow matching"
     group.add_argument("--equal_share", type=opt.share, default=0.5, help=help)
     group.add_argument("--tangent", choices=["pair", "network"], default="pair", help="MeanFlow or improved MeanFlow")
-    help = "power of the error that divides the gradient"
+    help = "the gradient of a sample is divided by its error to this power"
     group.add_argument("--adaptive_power", type=opt.not_negative, default=1.0, help=help)
     group.add_argument("--derivative", choices=["forward", "central"], default="forward", help="forward: exact")
 
@@ -236,7 +238,7 @@ def parse_args(argv=None):
     group.add_argument("--prior_learning_rate", type=opt.not_negative, default=1e-3)
     opt.add_adam_options(group)
     group.add_argument("--use_ema", action=argparse.BooleanOptionalAction, default=True)
-    help = "reached by a ramp, (1 + n) / (10 + n)"
+    help = "the decay at the end of a ramp, (1 + n) / (10 + n) after n steps"
     group.add_argument("--ema_decay", type=opt.below_one, default=0.999, help=help)
 
     group = parser.add_argument_group("checkpoints, logs and validation")
@@ -257,7 +259,7 @@ def parse_args(argv=None):
 
 
 def of_part(args, part, name):
-    """The option of the prior model where it has one of its own, and otherwise that of the flow."""
+    """Return an option of the flow, or that of the prior model, which has the same name after `prior_`."""
     return getattr(args, f"prior_{name}" if part == "prior" else name)
 
 
@@ -269,14 +271,14 @@ def make_objective(part, args, teacher, unconditional=None, device="cpu"):
     settings = {k: getattr(args, k) for k in ONE_STEP if k not in ("prior_guidance_scale", "tangent")}
     settings |= {"guidance_scale": of_part(args, part, "guidance_scale"), "unconditional": unconditional}
     if part == "prior":
-        del settings["guidance_interval"]  # of the flow, as in a call of the pipeline
+        del settings["guidance_interval"]  # guides the flow only, as in a call of the pipeline
     if teacher is None:
         return MeanFlow(**times, **settings, tangent=args.tangent)
     return Distillation(**times, **settings, teacher=getattr(teacher, NETWORKS[part]).to(device))
 
 
 def make_conditions(pipeline, captions, stream, num_classes, args, device):
-    """Return what gives the network its labels or captions."""
+    """Return the callable that makes the inputs of the network from labels or captions."""
     if captions is None:
         return Unconditional() if num_classes is None else Labels(num_classes, args.label_dropout)
     texts, empty = captions, captions.embeddings(torch.tensor([captions.empty]), device)
@@ -286,7 +288,7 @@ def make_conditions(pipeline, captions, stream, num_classes, args, device):
 
 
 def make_pairs(part, pipeline, cache, conditions, args, run):
-    """Return what pairs sources with samples."""
+    """Return the callable that makes a batch of pairs (source, sample)."""
     scheduler, vae = pipeline.scheduler, pipeline.vae
     coupling = args.prior_coupling if part == "prior" else args.coupling
     if part == "prior":
@@ -304,7 +306,8 @@ def make_pairs(part, pipeline, cache, conditions, args, run):
     if coupling == "minibatch_ot":
         return MinibatchTransport(pairs)
     if coupling == "semi_discrete":
-        flips, is_labelled = (False, True)[: 1 + args.random_flip], isinstance(conditions, Labels)
+        flips = (False, True) if args.random_flip else (False,)
+        is_labelled = isinstance(conditions, Labels)
         bar = partial(tqdm, desc="semi-discrete coupling", disable=not run.accelerator.is_local_main_process)
         return SemiDiscretePairs.fit(pairs, cache, flips, is_labelled, args.seed, run.device, bar)
     return pairs
@@ -336,6 +339,7 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
     if model.config.use_meanflow:
         check_derivative(model, args.derivative)
     conditions = make_conditions(pipeline, captions, stream, model.config.num_classes, args, run.device)
+    # Before the resume, which also restores the position of the stream
     loader = stream and run.stream(stream, pipeline.vae, getattr(conditions, "texts", None))
     run.resume()
     sampler = run.sampler(len(cache))
@@ -345,11 +349,12 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
 
     for batch, draws in run.batches(loader or run.loader(cache, sampler), sampler, validate):
         pair = pairs(batch, draws)  # 1. source and sample
-        condition = pair.condition | conditions(pair.labels, draws)  # 2. what the network is told
-        with run.autocast():  # 3. the loss and the step
+        condition = pair.condition | conditions(pair.labels, draws)  # 2. the other inputs of the network
+        with run.autocast():  # 3. the loss
             loss = objective(run.model, pair.source, pair.sample, generator=draws.generators, **condition).mean()
-        run.take(loss)
+        run.take(loss)  # 4. the gradient and the step
 
+    # Every process keeps the prior model: where weights are sharded, all of them run it as the flow is validated
     model = run.finish(keep=accelerator.is_main_process or part == "prior")
     setattr(pipeline, NETWORKS[part], model)
     if model is None:  # its weights are sharded, and this process needs no copy
@@ -442,14 +447,17 @@ def main(args):
     label_column = args.label_column if args.conditional and args.caption_column is None else None
     columns = {"label_column": label_column, "caption_column": args.caption_column}
     images = open_images(args, **columns, streaming=args.streaming)
-    stream, images = (images, images.head) if args.streaming else (None, images)
+    stream = None
+    if args.streaming:  # the head stands for the set wherever a cache is needed
+        stream, images = images, images.head
     check_processes(accelerator, images)
     cache_latents = partial(open_latents, accelerator, images, args=args)
     cache_captions = partial(open_captions, accelerator, images.captions, args=args)
     with whole_text_encoder(accelerator):
         teacher = load_teacher(args)
         pipeline, cache, captions = build_pipeline(args, cache_latents, cache_captions, teacher)
-    facts, data = describe(pipeline, cache, captions, args), cache
+    facts = describe(pipeline, cache, captions, args)
+    data = cache
     if args.degraded_share is not None:
         data = DegradedPairs(cache, open_latents(accelerator, DegradedImages(images), pipeline.vae, args))
     for part in trained_parts(args):

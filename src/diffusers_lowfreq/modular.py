@@ -18,7 +18,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from .guards.values import check_count
 from .models import LowFreqTransformer2DModel
 from .pipelines.class_labels import condition_on_labels, read_label_ids
-from .pipelines.early_stop import draw_source
 from .pipelines.grid import prior_sigmas, set_grid
 from .pipelines.inputs import (
     Call,
@@ -31,6 +30,7 @@ from .pipelines.inputs import (
     default_guidance_scale,
 )
 from .pipelines.pipeline_output import decode
+from .pipelines.source import draw_source
 from .pipelines.velocity import Network, Velocity, make_velocity
 from .schedulers import LowFreqFlowMatchScheduler
 

@@ -61,6 +61,7 @@ MAX_ELEMENTS = 2**31  # of a tensor; beyond that, some kernels of torch run out 
 
 _PAIRS = {"bicubic": _bicubic_pair, "area": _area_pair, "dct": _dct_pair}
 PROJECTIONS = tuple(_PAIRS)  # the fixed projections, which need only a factor
+ORTHOGONAL = ("area", "dct", "pca")  # those whose T is an orthogonal projection
 
 
 @lru_cache(maxsize=256)
@@ -101,7 +102,7 @@ def fit_projection_basis(batches: Iterable[torch.Tensor], factor: int) -> dict:
         batches (`Iterable[torch.Tensor]` of shape `(batch, channels, height, width)`):
             Samples at the scale of the latents. They are read once; memory does not grow with their number.
         factor (`int`):
-            The number of samples along each axis that become one.
+            The number of positions along each axis that become one.
 
     Returns:
         `dict`: The `basis` of a [`LowFrequencyProjection`], ready for JSON. `"channels"` is an orthogonal matrix whose rows
@@ -158,7 +159,7 @@ class LowFrequencyProjection:
         projection (`str`, defaults to `"bicubic"`):
             `"bicubic"`, `"area"`, `"dct"` or `"pca"`.
         factor (`int`, defaults to `4`):
-            The number of samples along each axis that become one. Height and width must be multiples of it.
+            The number of positions along each axis that become one. Height and width must be multiples of it.
         basis (`dict`, *optional*):
             The result of [`fit_projection_basis`], for `"pca"` only.
 
@@ -285,7 +286,7 @@ class LowFrequencyProjection:
             height (`int`), width (`int`):
                 Size of the coarse noise.
         """
-        if self.projection != "bicubic":
+        if self.projection in ORTHOGONAL:
             return 1 / self.factor
         values = [_gram(low, self.factor, torch.float64, torch.device("cpu"))[0] for low in (height, width)]
         return (values[0].max() * values[1].max()).rsqrt().item()
@@ -303,7 +304,7 @@ class LowFrequencyProjection:
         Returns:
             `torch.Tensor` of the shape of `noise`.
         """
-        if self.projection != "bicubic":
+        if self.projection in ORTHOGONAL:
             removed = 1 - (1 - (torch.as_tensor(scale) * self.factor) ** 2).clamp(min=0).sqrt()
             return noise - self.upsample(removed.to(noise) * self.downsample(noise))
         dtype = noise.dtype if noise.dtype in (torch.float32, torch.float64) else torch.float32

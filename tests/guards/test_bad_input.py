@@ -266,7 +266,7 @@ def test_a_prior_scheduler_that_redraws_noise_or_takes_no_sigmas(scheduler):
 def test_an_incomplete_pipeline_does_not_generate(name):
     pipe = make_pipeline()
     setattr(pipe, name, None)
-    with pytest.raises(ValueError, match=f"`{name}` must be a component.*None"):
+    with pytest.raises(ValueError, match=f"`{name}` must be given.*None"):
         pipe(0)
 
 

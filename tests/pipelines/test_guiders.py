@@ -112,5 +112,5 @@ def test_two_guidances_at_a_time_are_refused():
         SkipLayerGuidance(skip_layer_guidance_layers=[0]),
         PerturbedAttentionGuidance(perturbed_guidance_layers=[0]),
     ):
-        with pytest.raises(ValueError, match=f"`guider` must combine predictions .* a {type(guider).__name__}"):
+        with pytest.raises(ValueError, match=f"`guider` must combine one prediction .* got {type(guider).__name__}"):
             make_pipeline(guider=guider)

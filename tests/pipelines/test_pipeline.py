@@ -566,7 +566,7 @@ def test_callbacks_see_every_step_of_both_loops():
         callback_on_step_end=callback,
         callback_on_step_end_tensor_inputs=pipe._callback_tensor_inputs,
         prior_callback_on_step_end=callback,
-        prior_callback_on_step_end_tensor_inputs=pipe._prior_callback_tensor_inputs,
+        prior_callback_on_step_end_tensor_inputs=["prior_latents"],
     )
     assert seen == [
         (0, 1000.0, 1000.0, "prior_latents", (2, 4, 4, 4)),

@@ -414,8 +414,8 @@ NEGATIVE = {"negative_prompt_embeds": randn(2, 3, 6), "negative_prompt_attention
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ({}, "`prompt` or `prompt_embeds` must be given.*neither"),
-        ({"prompt": "cat", **PROMPTS}, "`prompt` or `prompt_embeds` must be given.*both"),
+        ({}, "one of `prompt` and `prompt_embeds` must be given.*neither"),
+        ({"prompt": "cat", **PROMPTS}, "one of `prompt` and `prompt_embeds` must be given.*both"),
         ({"prompt": 3}, "`prompt` must be a string or a list.*3"),
         ({"prompt": []}, r"`prompt` must be a string or a list.*\[\]"),
         ({"prompt": ["cat", None]}, "`prompt` must be a string or a list.*None"),
@@ -424,13 +424,19 @@ NEGATIVE = {"negative_prompt_embeds": randn(2, 3, 6), "negative_prompt_attention
             {"prompt": ["cat"] * 3, "negative_prompt": ["red"] * 2},
             "`negative_prompt` must hold as many.*3, or one, got 2",
         ),
-        ({"prompt": "cat", "negative_prompt": "a", **NEGATIVE}, "`negative_prompt` or `negative_prompt_embeds` must"),
+        (
+            {"prompt": "cat", "negative_prompt": "a", **NEGATIVE},
+            "one of `negative_prompt` and `negative_prompt_embeds` may",
+        ),
         ({"prompt": ["cat"] * 3, **NEGATIVE}, "`negative_prompt_embeds` must hold as many.*3, or one, got 2"),
-        ({"prompt_embeds": randn(2, 3, 6)}, "`prompt_attention_mask` must be given with `prompt_embeds`"),
-        ({"prompt": "cat", "prompt_attention_mask": torch.ones(1, 3)}, "`prompt_attention_mask` must be given with"),
+        ({"prompt_embeds": randn(2, 3, 6)}, "`prompt_embeds` and `prompt_attention_mask` must be given together"),
+        (
+            {"prompt": "cat", "prompt_attention_mask": torch.ones(1, 3)},
+            "`prompt_embeds` and `prompt_attention_mask` must be given together",
+        ),
         (
             {"prompt": "cat", "negative_prompt_embeds": randn(2, 3, 6)},
-            "`negative_prompt_attention_mask` must be given with",
+            "`negative_prompt_embeds` and `negative_prompt_attention_mask` must be given together",
         ),
         ({**PROMPTS, "prompt_embeds": randn(2, 3, 7)}, r"`prompt_embeds` must be .* 6\), got \(2, 3, 7\)"),
         ({**PROMPTS, "prompt_embeds": randn(3, 6)}, r"`prompt_embeds` must be .* 6\), got \(3, 6\)"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from scripts import load_script, make_folder, run_two_processes, signalled_in_step, workplace
@@ -368,18 +369,14 @@ def test_class_labels_all_weights_and_one_prompt_for_all():
 
 
 @usefixtures
-def test_a_lora_learns_the_pairs():
+def test_a_lora_learns_the_pairs(monkeypatch):
     """The loss on the true pairs falls well below that of the stock model, which knows nothing of the blur."""
     prepare("ours")
     losses = []
-    log = finetune.Accelerator.log
-    finetune.Accelerator.log = lambda self, values, step: losses.append(values["loss"])
-    try:
-        more = ("--max_train_steps", 120, "--resolution", 16, "--rank", 8, "--logging_steps", 10)
-        more += ("--lora_layers", "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-        run("out", *more, captions="")
-    finally:
-        finetune.Accelerator.log = log
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: losses.append(values["loss"]))
+    more = ("--max_train_steps", 120, "--resolution", 16, "--rank", 8, "--logging_steps", 10)
+    more += ("--lora_layers", "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    run("out", *more, captions="")
     assert losses[-1] < 0.75 * losses[0]
 
 

@@ -16,11 +16,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..autoencoding import vae_scale_factor
 from ..flops import count_flops
 from ..guards.versions import VersionedConfigMixin
-from .early_stop import check_stop, draw_source, final_prior_sigma, noise_at_stop
+from .early_stop import check_stop, final_prior_sigma, noise_at_stop
 from .grid import prior_sigmas, set_grid
 from .inputs import Call, StepCallback, check_call, check_components, check_solvers
 from .loading import LowFreqLoaderMixin
 from .pipeline_output import LowFreqPipelineOutput, decode
+from .source import draw_source
 from .velocity import Condition, Network, Velocity, make_velocity
 
 
@@ -28,7 +29,7 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
     r"""
     The method that the low-frequency pipelines share. Each pipeline adds the condition of its networks.
 
-    [`~LowFreqBasePipeline.generate`] takes a coarse latent from the prior model or the caller, and makes the source of it. The
+    [`~LowFreqBasePipeline.generate`] takes a coarse latent from the prior model or the caller, and makes the source from it. The
     flow refines the source to a latent in few steps, and the autoencoder decodes it.
     """
 
@@ -48,8 +49,8 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def check_inputs(self, *args, **kwargs):
-        """Raise a `ValueError` that names the first argument that is not allowed; the arguments are those of a [`Call`]."""
-        check_call(self, Call(*args, **kwargs))
+        """Raise a `ValueError` that names the first argument that is not allowed. The arguments are those of a [`Call`]."""
+        check_call(self, Call(*args, **kwargs).complete(self))
 
     # ------------------------------------------------------------------------------------------------ the method
 
@@ -72,9 +73,9 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         device, dtype, alpha = self._flow_device, self.transformer.dtype, self.scheduler.alpha(call.noise_ratio)
         self._begin(call, condition, device)
 
-        # 1. The coarse latent, from the prior model unless given. A source that is given, or pure noise, needs none
+        # 1. The coarse latent: given, or from the prior model. A given source needs none, nor does pure noise (alpha = 1)
         latents, low, held_noise = call.latents, call.prior_latents, 0.0
-        noisy = low  # the same, unless the prior model stops early
+        noisy = low  # the coarse latent with the noise that an early stop leaves in it
         if latents is None and low is None and alpha < 1:
             noisy, low, held_noise = self._sample_prior(call, alpha, condition, unconditional, device)
 
@@ -89,7 +90,12 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         # 3. The flow
         network = Network(self.transformer, "flow", self._network_calls, noise_ratio=alpha)
         velocity = make_velocity(
-            network, condition, unconditional, lambda: self._guidance_scale, call.guidance_interval, self.guider
+            network,
+            condition,
+            unconditional,
+            lambda: self._guidance_scale,  # read in every step: a callback may change it
+            call.guidance_interval,
+            self.guider,
         )
         latents, _ = self.denoise(velocity, self.scheduler, latents.to(device, dtype), call.callback)
 
@@ -170,18 +176,19 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
             callback_on_step_end (`Callable`, *optional*), callback_on_step_end_tensor_inputs (`tuple[str, ...]`):
                 As the `prior_…` arguments of a call.
             final_sigma (`float`, defaults to `0.0`):
-                The level to stop at. Above 0, the coarse latents still contain noise. Its standard deviation is
+                The level to stop at. Above 0, noise is left in the coarse latents, with a standard deviation of
                 `final_sigma / (1 - final_sigma)` times the prior's `sample_std`.
             clean_by_a_call (`bool`, defaults to `False`):
-                Whether to remove that noise by one more call of a one-step prior. Its last velocity would leave the coarse
-                latents too smooth: it is the mean over a step that ends at `final_sigma`.
+                Whether a one-step prior removes that noise by one more call. Its last velocity would leave the coarse latents
+                too smooth: that velocity is the mean over a step that ends at `final_sigma`.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]` of shapes `(batch_size, channels, height, width)`, at the scale of the
-            latents: the coarse latents with their noise, and without it, by the last velocity.
+            latents: the coarse latents with the noise that is left in them, and without it. The last velocity removes it,
+            or the call of `clean_by_a_call`.
 
         Raises:
-            ValueError: If the scheduler of the prior shifts its grid, and would stop at another level.
+            ValueError: If the grid of the prior's scheduler does not reach `final_sigma` after `num_inference_steps`.
         """
         self._prior_guidance_scale = guidance_scale
         prior, scheduler = self.prior, self.prior_scheduler
@@ -194,6 +201,7 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         network = Network(prior, "prior", self._network_calls)
         velocity = make_velocity(network, condition, unconditional, lambda: self._prior_guidance_scale)
         callback = StepCallback("prior_latents", callback_on_step_end, callback_on_step_end_tensor_inputs)
+        # With an early stop the grid goes on from `final_sigma` to 0; that step is not taken
         x, v = self.denoise(velocity, scheduler, x, callback, num_inference_steps if final_sigma else None)
 
         noisy = x / (1 - final_sigma)
@@ -211,10 +219,11 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         unconditional: Condition | None,
         device: torch.device,
     ) -> tuple:
-        """Sample coarse latents for a call: with the noise of an early stop, without it, and the deviation of that noise."""
+        """Sample coarse latents for a call: with the noise of an early stop, without it, and the standard deviation of that noise."""
         factor, final_sigma, held_noise = self.scheduler.config.factor, 0.0, 0.0
         height, width = (side // factor for side in self._latent_shape[1:])
-        if self.config.truncate_prior if call.truncate_prior is None else call.truncate_prior:
+        stops_early = self.config.truncate_prior if call.truncate_prior is None else call.truncate_prior
+        if stops_early:
             final_sigma = final_prior_sigma(self.prior, self.scheduler, alpha, height, width)
         if final_sigma:
             held_noise = noise_at_stop(self.prior, final_sigma, device)
@@ -253,7 +262,7 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 Draws the noise.
             held_noise (`torch.Tensor` of shape `(channels, 1, 1)` or `float`, defaults to `0.0`):
-                Standard deviation of the noise that is already in the coarse latents. Less noise is added for it.
+                Standard deviation of the noise that is already in the coarse latents. So much less is drawn.
 
         Returns:
             `torch.Tensor` of shape `(batch, channels, height, width)`.
@@ -336,8 +345,9 @@ class LowFreqBasePipeline(LowFreqLoaderMixin, VersionedConfigMixin, DiffusionPip
         """
         Cost per image of the last call, in unguided forward passes of the flow.
 
-        Forward passes of the flow, two per guided step, plus those of the prior weighted by their FLOPs relative to the flow.
-        The autoencoder is not counted. No network runs to find out, see [`flops.count_flops`].
+        The forward passes of the flow, two per guided step, plus those of the prior model, each weighted by its FLOPs relative
+        to a pass of the flow. The autoencoder is not counted. The FLOPs are found without running a network, see
+        [`flops.count_flops`].
         """
         nfe = float(self._network_calls["flow"])
         if self._network_calls["prior"]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""The call of a pipeline, and every check: of components that must fit together, and of the arguments of calls."""
+"""The arguments of a call, and every check: of those arguments, and of components that must fit together."""
 
 import inspect
 import math
@@ -78,7 +78,7 @@ class StepCallback:
         changed = returned.pop(self.name, state) if isinstance(returned, dict) else None
         if not isinstance(changed, torch.Tensor) or changed.shape != state.shape:
             raise ValueError(
-                f"`{self.argument}` must return a dict, with {self.name!r} in it or not, of shape {tuple(state.shape)}; got "
+                f"`{self.argument}` must return a dict in which {self.name!r}, if present, has shape {tuple(state.shape)}; got "
                 f"{type(returned).__name__}."
             )
         return changed
@@ -89,7 +89,7 @@ class Call:
     """
     The arguments shared by the calls of all our pipelines, see [`LowFreqPipeline.__call__`].
 
-    `batch_size` is the number of images. [`~Call.complete`] fills in a size or a guidance scale of `None`.
+    `batch_size` is the number of images. [`~Call.complete`] replaces a size or a guidance scale that is `None`.
     """
 
     batch_size: int
@@ -150,7 +150,9 @@ class Call:
 
 def default_guidance_scale(model: ModelMixin | None) -> float:
     """Return the guidance scale of a call that gives none: that of a one-step model, or else 1."""
-    return getattr(model.config, "guidance_scale", None) or 1.0 if model is not None else 1.0
+    if model is None:
+        return 1.0
+    return getattr(model.config, "guidance_scale", None) or 1.0
 
 
 # ---------------------------------------------------------------------------------------------------- the components
@@ -166,8 +168,8 @@ def check_components(components: dict):
         or guider._input_predictions != ["pred_cond", "pred_uncond"]
     ):
         raise ValueError(
-            "`guider` must combine predictions with the condition and without it, a "
-            f"{type(guider).__name__} needs more of the network than that."
+            "`guider` must combine one prediction with the condition and one without it, got "
+            f"{type(guider).__name__}, which needs more of the network than that."
         )
     expected = dict.fromkeys(("transformer", "prior", "vae", "text_encoder"), torch.nn.Module)
     expected |= dict.fromkeys(("scheduler", "prior_scheduler"), SchedulerMixin)
@@ -178,14 +180,16 @@ def check_components(components: dict):
 
 def check_complete(pipe):
     """Raise a `ValueError` if a component is missing that generation needs."""
-    needed = ["transformer", "scheduler"] + ["prior_scheduler"] * (pipe.prior is not None)
+    needed = ["transformer", "scheduler"]
+    if pipe.prior is not None:
+        needed.append("prior_scheduler")
     for name in needed:
         if getattr(pipe, name) is None:
-            raise ValueError(f"`{name}` must be a component of the pipeline to generate, got None.")
+            raise ValueError(f"`{name}` must be given: the pipeline needs it to generate, got None.")
 
 
 def check_schedulers(scheduler: SchedulerMixin | None, prior_scheduler: SchedulerMixin | None):
-    """Raise a `ValueError` if `scheduler` cannot make the source, or `prior_scheduler` cannot sample the prior model."""
+    """Raise a `ValueError` if `scheduler` cannot make the source, or `prior_scheduler` cannot sample from the prior model."""
     if scheduler is not None and not isinstance(scheduler, LowFreqFlowMatchScheduler):
         raise ValueError(
             "`scheduler` must be a LowFreqFlowMatchScheduler, which makes the source of the flow, got "
@@ -195,7 +199,9 @@ def check_schedulers(scheduler: SchedulerMixin | None, prior_scheduler: Schedule
     if prior_scheduler is None:
         return
     name = type(prior_scheduler).__name__
-    is_flow = is_flow_sampler(prior_scheduler) or name.startswith("FlowMap")
+    is_flow = is_flow_sampler(prior_scheduler) or name.startswith(
+        "FlowMap"
+    )  # diffusers' FlowMapEulerDiscreteScheduler
     takes_sigmas = "sigmas" in inspect.signature(prior_scheduler.set_timesteps).parameters
     if not is_flow or redraws_noise(prior_scheduler) or not takes_sigmas:
         raise ValueError(
@@ -216,8 +222,8 @@ def check_solver(
     name, is_mean_flow = type(scheduler).__name__, getattr(model.config, "use_meanflow", False)
     if name.startswith("FlowMap") and not is_mean_flow:
         raise ValueError(
-            f"`{scheduler_name}` must not be a {name}: it steps by a mean velocity, and the `{model_name}` predicts "
-            "that of an instant (its `use_meanflow` is False). Use a FlowMatchEulerDiscreteScheduler."
+            f"`{scheduler_name}` must not be a {name}: it steps by a mean velocity, but the `{model_name}` predicts "
+            "the velocity at an instant (its `use_meanflow` is False). Use a FlowMatchEulerDiscreteScheduler."
         )
     first_order = "Euler" in name or name == "LowFreqFlowMatchScheduler"
     if is_mean_flow and (not first_order or scheduler.config.get("solver_order", 1) != 1):
@@ -320,7 +326,7 @@ def check_call(pipe, call: Call):
 
 
 def check_size(pipe, height: int, width: int):
-    """Raise a `ValueError` if a size in pixels is not a multiple of what autoencoder, patches and factor need, or too large."""
+    """Raise a `ValueError` if a size in pixels is too large, or not a multiple of what autoencoder, patches and factor need."""
     prior_patch = pipe.prior.config.patch_size if pipe.prior is not None else 1
     step = math.lcm(pipe.transformer.config.patch_size, pipe.scheduler.config.factor * prior_patch)
     step *= pipe.vae_scale_factor
@@ -402,9 +408,9 @@ def check_prompts(
         check_count("max_sequence_length", max_sequence_length)
     if (prompt is None) == (prompt_embeds is None):
         got = "both" if prompt is not None else "neither"
-        raise ValueError(f"`prompt` or `prompt_embeds` must be given, and not the other; got {got}.")
+        raise ValueError(f"Exactly one of `prompt` and `prompt_embeds` must be given, got {got}.")
     if negative_prompt is not None and negative_prompt_embeds is not None:
-        raise ValueError("`negative_prompt` or `negative_prompt_embeds` must be given, and not the other; got both.")
+        raise ValueError("At most one of `negative_prompt` and `negative_prompt_embeds` may be given, got both.")
     for name, text in (("prompt", prompt), ("negative_prompt", negative_prompt)):
         if text is not None:
             _check_texts(pipe, name, text)
@@ -413,7 +419,7 @@ def check_prompts(
         ("negative_prompt", negative_prompt_embeds, negative_prompt_attention_mask),
     ):
         if (embeds is None) != (mask is None):
-            raise ValueError(f"`{name}_attention_mask` must be given with `{name}_embeds` and not without.")
+            raise ValueError(f"`{name}_embeds` and `{name}_attention_mask` must be given together.")
         if embeds is not None:
             _check_embeds(pipe, name, embeds, mask)
     given = prompt if prompt is not None else prompt_embeds
@@ -461,6 +467,7 @@ def check_images(images: torch.Tensor):
     """Raise a `ValueError` if images are not finite: they would be black."""
     if not images.isfinite().all():
         raise ValueError(
-            "`latents` must give finite images, these do not. A `guidance_scale` or `prior_guidance_scale` may be too large, "
-            "given latents far from unit scale, or the numbers of a network or of the autoencoder too large for its type."
+            "`latents` must give finite images, these do not. Possible causes: a `guidance_scale` or `prior_guidance_scale` "
+            "that is too large, latents of yours far from unit scale, or numbers of a network or of the autoencoder that are "
+            "too large for its type."
         )

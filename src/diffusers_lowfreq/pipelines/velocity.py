@@ -1,6 +1,6 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """
-The velocity that a network predicts at a state, in four ways with one contract: `v = velocity(x, scheduler, i)`.
+Four ways in which a network gives the velocity at a state, with one contract: `v = velocity(x, scheduler, i)`.
 
 A sampler asks for the velocity of step `i` and takes the step. [`make_velocity`] chooses, once per call, how the velocity is
 made: plain, guided, mean, or by a guider of diffusers.
@@ -26,7 +26,7 @@ Condition = dict[str, torch.Tensor]  # inputs of a network other than the state 
 @dataclass
 class Network:
     """
-    A network, and the count of its forward passes.
+    A network that counts its forward passes, and gets the noise ratio as an input if it takes one.
 
     Args:
         model (`ModelMixin`):
@@ -76,7 +76,8 @@ class GuidedVelocity:
             Returns the guidance scale. It is called in every step, since a callback may change the scale. A scale of 1 takes
             one pass instead of two.
         interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
-            There is guidance between these levels sigma (arXiv 2404.07724).
+            The flow is guided at levels sigma from the first to the second, both included (arXiv 2404.07724); elsewhere the
+            scale is 1.
     """
 
     network: Network
@@ -108,7 +109,7 @@ class MeanVelocity:
     """
     The mean velocity of a one-step model over a step from `t` down to `r`: `u(x, r, t)` (arXiv 2505.13447).
 
-    Guidance is folded in. The scale is an input of a network that was trained over a range of scales, and fixed otherwise.
+    Guidance is folded in. The scale is fixed, unless the network was trained over a range of scales; then it is an input.
 
     Args:
         network (`Network`), condition (`Condition`), scale (`Callable[[], float]`):
@@ -146,11 +147,11 @@ class GuiderVelocity:
     def __call__(self, x: torch.Tensor, scheduler: SchedulerMixin, i: int) -> torch.Tensor:
         t, guider, model = scheduler.timesteps[i], self.guider, self.network.model
         guider.set_state(step=i, num_inference_steps=len(scheduler.timesteps), timestep=t)
-        pairs = {k: (v, self.unconditional[k]) if k in self.unconditional else v for k, v in self.condition.items()}
-        batches = guider.prepare_inputs(pairs)
+        inputs = {k: (v, self.unconditional[k]) if k in self.unconditional else v for k, v in self.condition.items()}
+        batches = guider.prepare_inputs(inputs)  # a tuple is a conditional and an unconditional input
         for batch in batches:
             guider.prepare_models(model)
-            batch.noise_pred = self.network(x, t, {k: getattr(batch, k) for k in pairs})
+            batch.noise_pred = self.network(x, t, {k: getattr(batch, k) for k in inputs})
             guider.cleanup_models(model)
         return guider(batches)[0]
 

@@ -329,7 +329,7 @@ class LowFreqFlowMatchScheduler(VersionedConfigMixin, SchedulerMixin, ConfigMixi
         self, sample: torch.Tensor, noise: torch.Tensor, noise_ratio: float | torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        Make the source of a sample, `(1 - noise_ratio) * T(x) + noise_ratio * noise`: the pair of training.
+        Make the source of a sample, `(1 - noise_ratio) * T(x) + noise_ratio * noise`, as training pairs it with `x`.
 
         Args:
             sample (`torch.Tensor` of shape `(batch, channels, height, width)`):

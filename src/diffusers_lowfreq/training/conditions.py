@@ -1,9 +1,9 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """The conditions of a network: labels, captions, or none.
 
-`choose(batch, draws)` gives the condition of each sample as a number. The couplings need it, since they exchange noise only
-between samples of the same condition. `conditions(labels, draws)` drops some of them, so that the model can be guided, and returns
-the inputs of the network.
+`choose(batch, draws)` gives the condition of each sample as a number. The couplings need it, since they exchange sources or
+noise only between samples of the same condition. `conditions(labels, draws)` drops the conditions of some samples, so that the
+model can be guided, and returns the inputs of the network.
 """
 
 import torch
@@ -31,12 +31,12 @@ class Labels:
 
     Args:
         num_classes (`int`):
-            The number of classes, which is also the label that replaces a dropped one.
+            The number of classes. It also stands for a dropped label.
         dropout (`float`):
             The share of labels to drop.
     """
 
-    unconditional = None  # an objective leaves the label out
+    unconditional = None  # none needed: for the unconditional call, an objective leaves `class_labels` out
 
     def __init__(self, num_classes: int, dropout: float):
         self.num_classes, self.dropout = num_classes, dropout
@@ -60,7 +60,7 @@ class Captions:
         dropout (`float`):
             The share of captions to replace by the empty one.
         unconditional (`dict[str, torch.Tensor]`):
-            The inputs of the network for the empty caption, one row each.
+            The inputs of the network for the empty caption; each has a single row.
     """
 
     def __init__(self, texts, dropout: float, unconditional: dict[str, torch.Tensor]):
@@ -86,7 +86,7 @@ class EncodedConditions:
         shared (`dict`):
             The inputs that are the same for all.
         numbers (`list[list[int]]`, *optional*):
-            The rows of each image, one of which is drawn at each visit. Omitted: there is no condition.
+            The rows of the table that fit each image, one of which is drawn at each visit. Omitted: there is no condition.
         dropout (`float`):
             The share of conditions to drop.
     """
@@ -96,7 +96,9 @@ class EncodedConditions:
 
     def choose(self, batch: dict, draws: Draws) -> torch.Tensor | None:
         """Draw a condition of each sample, and return its row of the table."""
-        chosen = draws.uniform("cpu").tolist()  # drawn in any case, so that all sets share one order of draws
+        chosen = draws.uniform(
+            "cpu"
+        ).tolist()  # drawn even if unused: the order of the draws is the same for every set
         if self.numbers is None:
             return None
         rows = [self.numbers[position] for position in batch["position"].tolist()]

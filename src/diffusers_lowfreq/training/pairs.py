@@ -2,8 +2,8 @@
 """Which source goes with which sample.
 
 [`PriorPairs`] are for the prior model, [`FlowPairs`] for the flow. A flow may also have a [`NoiseRatioRange`], a
-[`NoiseTransport`] and a [`DegradedShare`]. [`MinibatchTransport`] and [`SemiDiscretePairs`] wrap other pairs and couple them anew.
-The order of the draws must not change: a resumed run relies on it.
+[`NoiseTransport`] and a [`DegradedShare`]. [`MinibatchTransport`] and [`SemiDiscretePairs`] wrap one of these: the first
+exchanges its sources, the second its samples. The order of the draws must not change: a resumed run relies on it.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Pair:
         sample (`torch.Tensor` of the shape of `source`):
             The data, the state at `sigma = 0`.
         labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-            A number for the condition of each sample, see [`conditions`].
+            The number of the condition of each sample, its class or its caption, see [`conditions`].
         condition (`dict[str, torch.Tensor]`):
             Inputs of the network that belong to the source, such as its `noise_ratio`.
     """
@@ -58,7 +58,7 @@ class PriorPairs:
         vae (`ModelMixin`, *optional*):
             The autoencoder; `None` for pixels.
         choose (`Callable`):
-            `choose(batch, draws)` numbers the condition of each sample.
+            `choose(batch, draws)` returns the number of each sample's condition.
     """
 
     def __init__(self, projection: LowFrequencyProjection, normalize: Callable, vae, choose: Callable):
@@ -72,7 +72,7 @@ class PriorPairs:
 
 class FlowPairs:
     """
-    Pairs of the low-frequency source and the sample it is made of, for the flow.
+    Pairs of a sample and the low-frequency source that is made from it, for the flow.
 
     Args:
         scheduler ([`LowFreqFlowMatchScheduler`]):
@@ -80,13 +80,13 @@ class FlowPairs:
         vae (`ModelMixin`, *optional*):
             The autoencoder; `None` for pixels.
         choose (`Callable`):
-            `choose(batch, draws)` numbers the condition of each sample.
+            `choose(batch, draws)` returns the number of each sample's condition.
         transport ([`NoiseTransport`], *optional*):
             Assigns the noise within a batch. Omitted: the noise stays as it is drawn.
         noise_ratio ([`NoiseRatioRange`], *optional*):
             Draws the noise ratio of each sample. Omitted: that of the scheduler.
         degraded ([`DegradedShare`], *optional*):
-            Replaces some samples by degraded copies before the source is made. Omitted: none.
+            Chooses some degraded copies to make the source from, instead of the samples. Omitted: none.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class FlowPairs:
         self.transport, self.noise_ratio, self.degraded = transport, noise_ratio, degraded
 
     def __call__(self, batch: dict, draws: Draws) -> Pair:
-        sample = coarse = read_latents(self.vae, batch, draws)
+        sample = origin = read_latents(self.vae, batch, draws)  # the source is made from `origin`
         noise, noise_ratio, condition = draws.normal_like(sample), None, {}
         labels = self.choose(batch, draws)
         if self.transport is not None:
@@ -110,14 +110,14 @@ class FlowPairs:
         if self.noise_ratio is not None:
             noise_ratio = condition["noise_ratio"] = self.noise_ratio(draws)
         if self.degraded is not None:
-            coarse = self.degraded(sample, batch, draws)
-        source = self.scheduler.make_source_from_sample(coarse, noise, noise_ratio)
+            origin = self.degraded(sample, batch, draws)
+        source = self.scheduler.make_source_from_sample(origin, noise, noise_ratio)
         return Pair(source, sample, labels, condition)
 
 
 @dataclass
 class NoiseRatioRange:
-    """Draw the noise ratio of each sample, uniform from `lowest` to `highest`. It is an input of the network."""
+    """Draw the noise ratio of each sample, uniform from `lowest` to `highest`. The noise ratio is then an input of the network."""
 
     lowest: float
     highest: float
@@ -131,7 +131,8 @@ class NoiseTransport:
     """
     Assign the noise within a batch by optimal transport. Each sample keeps its own coarse version.
 
-    The cost compares the noise with what the projection removes, so that the noise stays independent of the coarse version.
+    The cost compares the noise with what the projection removes, so that the noise stays nearly independent of the coarse
+    version.
     """
 
     projection: LowFrequencyProjection
@@ -142,7 +143,7 @@ class NoiseTransport:
 
 @dataclass
 class DegradedShare:
-    """Replace a `share` of the samples by degraded copies, from which the source is made. The pair keeps its sample."""
+    """Make the source of a `share` of the pairs from a degraded copy of the sample. The pair keeps its sample."""
 
     share: float
     vae: torch.nn.Module | None
@@ -157,7 +158,7 @@ class DegradedShare:
 class MinibatchTransport:
     """Exchange the sources of pairs within a batch by optimal transport (Tong et al. 2023, arXiv 2302.00482)."""
 
-    pairs: Callable
+    pairs: Callable[[dict, Draws], Pair]
 
     def __call__(self, batch: dict, draws: Draws) -> Pair:
         pair = self.pairs(batch, draws)
@@ -169,7 +170,7 @@ class MinibatchTransport:
 @dataclass
 class SemiDiscretePairs:
     """
-    Let the noise choose its sample among all samples, within the class of the pair.
+    Replace the sample of each pair by the one, among all samples of its class, that the noise is coupled with.
 
     Args:
         pairs (`Callable`):
@@ -180,7 +181,7 @@ class SemiDiscretePairs:
             The coupling, fitted to them.
     """
 
-    pairs: Callable
+    pairs: Callable[[dict, Draws], Pair]
     samples: torch.Tensor
     coupling: SemiDiscreteCoupling
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""A training run: everything about a step but the step's own arithmetic, which stays in the script."""
+"""A training run: optimiser, checkpoints and logs. The loop and the loss stay in the script."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from .schedule import get_lr_scheduler
 
 class Termination:
     """
-    Note a SIGTERM, which batch systems send before they kill, so that a run can save and leave between two steps.
+    Note a SIGTERM, so that a run can save and leave between two steps. Batch systems send it before they kill a job.
 
     Args:
         accelerator (`Accelerator`):
@@ -94,7 +94,8 @@ def make_adamw(model: torch.nn.Module, learning_rate: float, args) -> torch.opti
 
 class Run:
     """
-    A training run under any engine of accelerate: optimiser, averages, schedule, checkpoints, log and the way out at a SIGTERM.
+    A training run under any engine of accelerate: optimiser, averaged weights, schedule, checkpoints, log, and
+    the exit at a SIGTERM.
 
     It is no trainer. The loop stays in the script, and the script makes the loss:
 
@@ -157,12 +158,12 @@ class Run:
         self.accumulation, self.ema_decay = args.gradient_accumulation_steps, ema_decay
         self.learning_rate = optimizer.defaults["lr"]
         self.global_batch_size = batch_size * self.accumulation * accelerator.num_processes
-        # Not prepared: it counts optimizer steps, whatever the number of processes
+        # Not passed to `accelerator.prepare`: it counts optimizer steps, whatever the number of processes
         self.lr_scheduler = get_lr_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, max_train_steps)
         configure_engine(accelerator, batch_size, self.accumulation, args.max_grad_norm)
 
-        # DeepSpeed may take the weights away, or to half precision, and FSDP2 replaces them: before the one, after the other.
-        # Under ZeRO one tensor at a time: for all at once, `EMAModel` would gather all of them, and as many differences.
+        # The averages copy the weights before `prepare` under DeepSpeed, which may shard them or halve their precision, and
+        # after it under FSDP2, which replaces them. Under ZeRO, `foreach` would gather all of them, and as many differences.
         average = partial(
             EMAModel, decay=ema_decay, model_cls=type(model), model_config=getattr(model, "config", None)
         )
@@ -253,8 +254,8 @@ class Run:
             sampler ([`KeyedBatchSampler`]):
                 The sampler of the steps, see [`~Run.sampler`]. It also keys the draws.
             validate (`Callable`, *optional*):
-                Called every `validation_steps` and after the last step: on the main process, and on all where the weights are
-                sharded.
+                Called every `validation_steps` and after the last step, on the main process only; where the weights are sharded,
+                on all processes.
         """
         if self.args.report_to:
             self.accelerator.init_trackers(self.tracker, config={k: str(v) for k, v in vars(self.args).items()})
@@ -278,11 +279,11 @@ class Run:
         self.minutes = (time.monotonic() - self._started) / 60
 
     def take(self, loss: torch.Tensor):
-        """Follow the gradient of the loss of a micro-batch, and after the last of a step take the step."""
+        """Back-propagate the loss of a micro-batch, and after the last one of a step clip the gradient and take the step."""
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self.guard.clip(self.model.parameters(), self.args.max_grad_norm, self.optimizer, self.step + 1)
-        self.optimizer.step()
+        self.optimizer.step()  # accelerate skips both until the last micro-batch of a step
         self.optimizer.zero_grad()
         loss = loss.detach()
         is_finite = loss.isfinite()
@@ -307,7 +308,7 @@ class Run:
         if validate is not None and is_here and (self.step % self.validation_steps == 0 or is_end):
             started = time.monotonic()
             validate()
-            self._since += time.monotonic() - started  # the speed is that of the training
+            self._since += time.monotonic() - started  # leave the validation out of the logged speed
 
     def save(self) -> str:
         """Save a checkpoint, on every process, and return its path."""
@@ -342,7 +343,7 @@ class Run:
 
         Args:
             keep (`bool`, defaults to `True`):
-                Whether this process needs the model where the weights are sharded. Otherwise `None` is returned there.
+                Whether this process needs the model. Without it, `None` is returned where the weights are sharded.
         """
         model = finish(self.accelerator, self.bare_model, self.model_class, self.ema, keep)
         self.accelerator.wait_for_everyone()
@@ -382,7 +383,11 @@ class Run:
         return self.step > self.first_step
 
     def kept_facts(self, network: dict[str, object]) -> dict[str, object]:
-        """The facts of the run that took the last step, which `<prefix>training.json` keeps for a run that takes none."""
+        """
+        Return the facts of the run that took the last step.
+
+        `<prefix>training.json` keeps them for a later run that resumes and takes no step.
+        """
         path, facts = os.path.join(self.args.output_dir, f"{self.prefix}training.json"), self.facts(network)
         if self.took_steps and self.accelerator.is_main_process:
             with open(path, "w", encoding="utf-8") as file:
