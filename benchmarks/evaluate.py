@@ -7,7 +7,7 @@
 
 Coarse latents come from the prior model (generated) or from images (true, the oracle). These images, the first of a fixed random
 order, are not among those that the results are compared with. Effective NFE counts forward passes of the flow for an image, and
-those of the prior model by their share of its FLOPs. With several graders, a row has the figures of the first.
+those of the prior model, each weighted by its FLOPs relative to a pass of the flow. With several graders, a row has the figures of the first.
 """
 
 import argparse

@@ -82,8 +82,8 @@ def caption(result: dict, groups: dict, metric: str, is_brief: bool = False) -> 
         text += [f"Not run with seed {seed}: {', '.join(missing)}."] if missing else []
     text.append(
         f"{name} of {images:,} images to {reference:,} {split} images on the features of the extractor `{extractor}`; not an "
-        "FID. Effective NFE counts forward passes of the flow, and those of the prior model by their share of its FLOPs; "
-        "training TFLOPs count one forward pass for each image of each batch, of flow and prior model."
+        "FID. Effective NFE counts the forward passes of the flow, plus those of the prior model, each weighted by its FLOPs relative "
+        "to a pass of the flow; training TFLOPs count one forward pass for each image of each batch, of flow and prior model."
     )
     kinds = {key[1] for key in groups}
     meanings = {
@@ -182,8 +182,8 @@ def budgets_table(result: dict, metric: str, is_brief: bool) -> str:
             cells.append(f"{spread(values, 1)} ({split}{', truncated' if coarse == 'truncated' else ''})")
         lines.append(cells)
     text = (
-        f"{caption(result, groups, metric, is_brief)} Each cell is the best setting within a budget of effective NFE (to 0.1 "
-        "over), with its steps of the flow + of the prior model; chosen by the figures shown."
+        f"{caption(result, groups, metric, is_brief)} Each cell is the best setting whose effective NFE is at most "
+        "0.1 over the budget, chosen by the distances shown here; in brackets, its flow steps + prior steps."
     )
     return f"{text}\n\n{markdown(['run', 'training TFLOPs', *(f'NFE {budget}' for budget in BUDGETS)], lines)}"
 
@@ -261,11 +261,11 @@ def curvature_table(result: dict, metric: str, is_brief: bool) -> str:
     seeds_of_tier = f"Tier `{result['tier']}`, {seeds(all_seeds, is_brief)}"
     text = (
         f"**{result['question']}** Curvature of the learned flow in 128 steps from {count:,} sources (Lee et al. 2023), the mean "
-        "squared path, both per element, and their ratio, which is free of scale; behind each, how many times less than in the "
-        f"first row. {seeds_of_tier} {measured_by('run_study', result)}"
+        "squared path, both per element, and their ratio, which is free of scale; *times less*: the figure of the "
+        f"first row over that of this row. {seeds_of_tier} {measured_by('run_study', result)}"
     )
     if is_brief:
-        text = f"Behind each figure: how many times less than in the first row. {count:,} sources, 128 steps. {seeds_of_tier}"
+        text = f"*Times less*: the figure of the first row over that of this row. {count:,} sources, 128 steps. {seeds_of_tier}"
     header = ["run", "coarse", "raw curvature", "times less", "squared path", "times less"]
     return f"{text}\n\n{markdown([*header, 'curvature / path²', 'times less'], lines)}"
 
