@@ -166,6 +166,7 @@ assert not found, found
 """
 
 
+@pytest.mark.slow
 def test_inference_loads_neither_training_nor_evaluation_nor_what_they_need(tmp_path):
     code = INFERENCE.replace("FORBIDDEN", repr(("training", "evaluation", "objectives", "couplings", "modular")))
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -103,6 +103,7 @@ def test_an_option_that_a_checkpoint_does_not_know_counts_as_its_default(files, 
     assert_close(weights(run), expected_weights(run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize("run", made.RUNS)
 def test_an_option_of_another_value_is_refused(files, run, known):

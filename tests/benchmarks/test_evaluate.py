@@ -130,6 +130,7 @@ def make_ddim(path: Path):
     return pipe
 
 
+@pytest.mark.slow
 def test_evaluate_grades_an_unconditional_pipeline_of_diffusers(workplace, evaluation, grader):
     """The distance is that of a plain loop around the pipeline; a forward pass an image and step is counted."""
     pipe = make_ddim(workplace / "ddim")
@@ -146,6 +147,7 @@ def test_evaluate_grades_an_unconditional_pipeline_of_diffusers(workplace, evalu
     assert rows[1]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_evaluate_grades_a_conditional_latent_pipeline_of_diffusers(workplace, evaluation):
     torch.manual_seed(0)
     heads = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1, "norm_num_groups": 4}

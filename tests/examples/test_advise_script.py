@@ -59,6 +59,7 @@ def assert_figures_of(advice: dict, x: torch.Tensor):
             assert kept == pytest.approx((linear_sum_assignment(cost)[1] == range(len(x))).mean())
 
 
+@pytest.mark.slow
 def test_from_an_empty_folder_on_the_latents_of_an_autoencoder(workplace):
     """The figures are those of latents at unit scale, and the training script accepts the advice."""
     make_folder(workplace / "images", 12)

@@ -353,6 +353,7 @@ def test_fused_projections_agree_and_can_be_undone(config):
     assert torch.equal(run(model), expected) and separate
 
 
+@pytest.mark.slow
 @of_labels_and_text
 def test_compiles_to_one_graph_that_fits_other_sizes(config):
     model = make_transformer(num_layers=1, use_meanflow=True, **config)
@@ -378,6 +379,7 @@ def test_compiled_repeated_blocks_agree(config):
         torch.testing.assert_close(run(model), expected)
 
 
+@pytest.mark.slow
 @of_labels_and_text
 def test_compiled_training_gives_equal_gradients(config):
     model = make_transformer(num_layers=1, **config)

@@ -555,6 +555,7 @@ TWO_PROCESSES = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_two_processes_have_the_gradient_of_one(tmp_path, engine):
     """Both derivatives under DDP; under FSDP2 the central difference, while forward mode is refused."""
