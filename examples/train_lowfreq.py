@@ -165,7 +165,7 @@ def parse_args(argv=None):
     opt.add_image_options(group, resolution=32)
     group.add_argument("--dataset_config_name")
     group.add_argument("--label_column", default="label", help="integers; a set without the default column has none")
-    help = "strings, or lists of them to draw from: the models are told text instead of labels"
+    help = "strings, or lists of them to draw from; txt: text files beside the images. Told instead of labels"
     group.add_argument("--caption_column", help=help)
     group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use the labels")
     help = "read and encode the images while training instead of once, for sets that do not fit; sharded by process"
