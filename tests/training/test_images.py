@@ -355,16 +355,19 @@ def test_labels_that_are_ids_are_refused_with_what_to_do(workplace):
     assert len(load_images(None, "named.parquet", resolution=SIZE).id2label) == 10_001
 
 
-def test_a_split_is_taken_by_name(workplace):
+def test_a_split_is_taken_by_name(workplace, caplog):
     (workplace / "folder").mkdir()
     for number, split in enumerate(("train", "test"), 1):
         write_parquet(f"folder/{split}-0.parquet", number=number)
+    logging.getLogger("diffusers_lowfreq").addHandler(caplog.handler)
     for source in ({"train_data_dir": "folder"}, {"dataset_name": "folder"}):
         assert [len(load_images(**source, resolution=SIZE, split=split)) for split in (None, "train", "test")] == [
             1,
             1,
             2,
         ]
+    logging.getLogger("diffusers_lowfreq").removeHandler(caplog.handler)
+    assert "`dataset_name` 'folder' is a folder: `datasets` decides which of its files are the set" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the file system takes only names of UTF-8")

@@ -2,6 +2,7 @@
 """From the options of a script, or the name of a dataset or a folder, to its images."""
 
 import hashlib
+import os
 from functools import partial
 from logging import INFO, WARNING
 
@@ -105,6 +106,11 @@ def load_images(
 def _load_by_name(name: str, config_name: str | None, split: str, cache_dir: str | None, streaming: bool):
     from datasets import load_dataset
 
+    if os.path.isdir(name) and is_main_process():
+        logger.warning(
+            f"`dataset_name` {name!r} is a folder: `datasets` decides which of its files are the set, and says nothing of the others. "
+            "With `train_data_dir` every file is used or named."
+        )
     try:
         return load_dataset(name, config_name, split=split, cache_dir=cache_dir, streaming=streaming)
     except Exception as error:  # `datasets` has no single type for a set that it cannot read
