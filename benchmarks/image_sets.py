@@ -18,7 +18,7 @@ import tempfile
 import time
 
 from shared.environment import environment
-from shared.formats import markdown, measured_by
+from shared.formats import duration, markdown, measured_by
 from shared.results import write
 from tqdm.auto import tqdm
 
@@ -60,17 +60,16 @@ def make_files(folder: str, number: int, classes: int):
 
 
 def table(result: dict) -> str:
-    """Write what finding the set costs in each layout, and what that makes for a million files."""
+    """Write what finding the set costs in each layout, and how long a million files take at this rate."""
     rows = []
     for layout, found in result["layouts"].items():
         seconds, memory = (
             found["seconds"] + found["seconds_dataset"],
             max(found["memory_mb"], found["memory_mb_dataset"]),
         )
-        scale = 1_000_000 / found["images"]
         cells = [layout, f"{found['seconds']:.2f} s", f"{found['seconds_dataset']:.2f} s", f"{memory} MB"]
-        rows.append([*cells, f"{seconds * scale:.0f} s, {memory * scale:.0f} MB"])
-    header = ["layout", "finding the set", "making the dataset", "memory", "at this rate, a million files"]
+        rows.append([*cells, duration(seconds * 1_000_000 / found["images"])])
+    header = ["layout", "finding the set", "making the dataset", "memory", "a million files at this rate"]
     text = (
         f"{measured_by('image_sets', result)} {result['images']:,} empty files, whose names are in the memory of the operating "
         "system; memory beside that of the imports."
