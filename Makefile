@@ -7,8 +7,8 @@ SPACE := .venv-space
 SPACE_STAMP := $(SPACE)/.installed
 STUDIES := few-steps noise-ratio projection guidance prior truncation one-step
 
-.PHONY: demo test test-all test-space style docs bench bench-space bench-ablations bench-coupling bench-gap bench-pictures \
-	bench-scale bench-strangers bench-training bench-upscale $(STUDIES:%=bench-%)
+.PHONY: demo test test-all test-space style docs bench bench-space bench-ablations bench-coupling bench-gap bench-images \
+	bench-pictures bench-scale bench-strangers bench-training bench-upscale $(STUDIES:%=bench-%)
 
 $(STAMP): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +67,10 @@ bench-scale: $(STAMP)
 bench-training: $(STAMP)
 	$(RUN) benchmarks/training_speed.py --output benchmarks/results/training-speed.json
 	$(RUN) benchmarks/report.py --results benchmarks/results/training-speed.json docs/training.md
+
+bench-images: $(STAMP)
+	$(RUN) benchmarks/image_sets.py --output benchmarks/results/image-sets.json
+	$(RUN) benchmarks/report.py --results benchmarks/results/image-sets.json docs/training.md
 
 bench-space: $(SPACE_STAMP)
 	$(SPACE)/bin/python benchmarks/space.py --output benchmarks/results/space.json --screenshot docs/figures/space.png

@@ -22,6 +22,7 @@ SCRIPTS = {  # that write tables, and the key of what each has measured
     "coupling": "rows",
     "degraded_latents": "degradations",
     "evaluate": "rows",
+    "image_sets": "layouts",
     "overhead": "objective_steps",
     "run_study": "runs",
     "scale": "measured",

@@ -73,7 +73,8 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data")
     opt.add_image_options(group, resolution=512)
     group.add_argument("--dataset_config_name")
-    group.add_argument("--caption_column", help="strings; for pipelines that take prompts")
+    help = "strings, for pipelines that take prompts; txt: text files beside the images"
+    group.add_argument("--caption_column", help=help)
     group.add_argument("--instance_prompt", help="one caption for all images, instead of a column")
     group.add_argument("--label_column", default="label", help="integers, for pipelines that take class labels")
     group.add_argument("--max_sequence_length", type=opt.size, help="of the text encoder, as in the pipeline's call")

@@ -164,10 +164,9 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data")
     opt.add_image_options(group, resolution=32)
     group.add_argument("--dataset_config_name")
-    group.add_argument(
-        "--label_column", default="label", help="integers; without the default column, a set has no labels"
-    )
-    help = "strings, or lists of them to draw from: the models are conditioned on text instead of labels"
+    help = "integers; without the default column, a set has no labels"
+    group.add_argument("--label_column", default="label", help=help)
+    help = "strings, or lists of them to draw from (txt: text files beside the images), instead of labels"
     group.add_argument("--caption_column", help=help)
     group.add_argument("--conditional", action=argparse.BooleanOptionalAction, default=True, help="use the labels")
     help = "read and encode the images while training instead of once, for sets that do not fit; sharded by process"

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from diffusers_lowfreq import LowFreqPipeline
 from diffusers_lowfreq.autoencoding import decode_latents, encode_images
+from diffusers_lowfreq.images import to_rgb
 
 
 HUB_IDS = ("diffusers-lowfreq/cifar10-32", "diffusers-lowfreq/cifar10-32-one-step")
@@ -151,14 +152,12 @@ def fit_image(pipe: LowFreqPipeline, image: Image.Image | None) -> Image.Image:
     Raises:
         ValueError: If there is no image, or nothing on it.
     """
-    rgba = None if image is None else ImageOps.exif_transpose(image).convert("RGBA")
-    if rgba is None or rgba.getextrema()[3] == (0, 0):
+    if image is None or (image.has_transparency_data and image.convert("RGBA").getextrema()[3] == (0, 0)):
         raise ValueError(
             "The canvas is empty: paint on it, or upload an image. A file that is no image leaves it empty."
         )
     height, width = pipe.default_size
-    rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return ImageOps.fit(rgb, (width, height), Image.Resampling.BICUBIC)
+    return ImageOps.fit(to_rgb(image), (width, height), Image.Resampling.BICUBIC)
 
 
 @torch.no_grad()

@@ -4,9 +4,27 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from .guards.values import check_choice
+
+
+# How to turn an image with this EXIF orientation, so that it is shown upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+METADATA = (
+    "exif",
+    "Raw profile type exif",
+    "xmp",
+    "XML:com.adobe.xmp",
+)  # keys of `Image.info`; all may hold an orientation
 
 
 def check_pixels(height: int, width: int, names: str = "`height` and `width`"):
@@ -23,13 +41,31 @@ def check_pixels(height: int, width: int, names: str = "`height` and `width`"):
         )
 
 
+def to_upright(image: Image.Image) -> Image.Image:
+    """
+    Turn a PIL image as the orientation in its EXIF data says.
+
+    Nothing else in the EXIF data matters. If they are broken, the image is taken as it is stored, as viewers do.
+    """
+    image.load()  # a damaged image must fail here, and not while its EXIF data are read
+    try:
+        method = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # what Pillow raises depends on what is broken
+        method = None
+    if method is None:
+        return image
+    image = image.transpose(method)
+    image.info = {key: value for key, value in image.info.items() if key not in METADATA}
+    return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """
     Convert a PIL image of any mode to RGB.
 
-    Deeper greyscale is scaled to 8 bits, transparency becomes white, and the EXIF rotation is applied.
+    Deeper greyscale is scaled to 8 bits, transparency becomes white, and the EXIF rotation is applied, see [`to_upright`].
     """
-    image = ImageOps.exif_transpose(image)
+    image = to_upright(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):  # the file does not say which value is white: take the smallest usual one that fits
@@ -53,12 +89,14 @@ def to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> 
     if isinstance(image, Image.Image):
         if channels not in (1, 3):
             raise ValueError(f"`image` must be a tensor of the {channels} channels of this model, got a PIL image.")
-        if min(image.size) < 1 or (image.mode == "F" and not np.isfinite(np.asarray(image)).all()):
-            raise ValueError(f"`image` must have pixels, all of them finite, got a PIL image of {image.size}.")
         try:
-            image = np.asarray(to_rgb(image) if channels == 3 else to_rgb(image).convert("L"))
-        except (OSError, SyntaxError, ValueError) as error:  # a damaged or closed file
+            has_pixels = min(image.size) > 0 and (image.mode != "F" or np.isfinite(np.asarray(image)).all())
+            rgb = to_rgb(image) if has_pixels else image
+        except Exception as error:  # what Pillow raises on a damaged or closed file depends on its format
             raise ValueError(f"`image` cannot be read: {error}") from error
+        if not has_pixels:
+            raise ValueError(f"`image` must have pixels, all of them finite, got a PIL image of {image.size}.")
+        image = np.asarray(rgb if channels == 3 else rgb.convert("L"))
         image = image[..., None] if channels == 1 else image
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise ValueError(

@@ -187,6 +187,10 @@ def test_the_centre_is_cropped_and_a_camera_held_upright_is_believed(pipelines):
     upper.save(file, "png", exif=exif)
     turned = pixels(pictures.fit_image(pipelines["cifar10-32"], Image.open(file)))
     assert (turned[:, 16:] == 255).all() and (turned[:, :16] == 0).all()
+    file = io.BytesIO()
+    upper.save(file, "jpeg", exif=b"Exif\0\0 these are no EXIF data", quality=100)
+    stored = pixels(pictures.fit_image(pipelines["cifar10-32"], Image.open(file)))
+    assert (stored[:16] > 250).all() and (stored[16:] < 5).all()
 
 
 @pytest.mark.parametrize("image", [None, Image.new("RGBA", (32, 32), (255, 0, 0, 0))])

@@ -3,6 +3,9 @@
 
 import io
 import logging
+import os
+import shutil
+import sys
 
 import datasets
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from PIL import Image
 from scripts import CLASSES, make_captioned_folder, make_folder, make_pixels, workplace
 
+from diffusers_lowfreq.images import prepare_images, to_rgb
 from diffusers_lowfreq.training import LatentCache, load_images
 from diffusers_lowfreq.training.data.images import to_square
 
@@ -117,6 +121,55 @@ def test_the_centre_of_other_shapes_is_taken_undistorted(height, width):
         assert abs((profile[-1] - profile[0]) - span * (SIZE - 1) / SIZE) < 12
 
 
+def exif_block(*entries: tuple[int, int, int, bytes], offset: int = 8) -> bytes:
+    """EXIF data, of tags with type, count, and four bytes of value or offset; broken ones too."""
+    tags = b"".join(
+        t.to_bytes(2, "little") + k.to_bytes(2, "little") + n.to_bytes(4, "little") + v for t, k, n, v in entries
+    )
+    head = b"Exif\0\0II*\0" + offset.to_bytes(4, "little") + len(entries).to_bytes(2, "little")
+    return head + tags + bytes(4)
+
+
+TURNED = (0x0112, 3, 1, b"\x06\0\0\0")  # by a quarter to the right
+BROKEN_EXIF = {
+    "no EXIF": (b"Exif\0\0 these are no EXIF data", False),
+    "cut off": (b"Exif\0\0II*\0", False),
+    "offset beyond the end": (exif_block(TURNED, offset=10**6), False),
+    "orientation of text": (exif_block((0x0112, 2, 4, b"abc\0")), False),
+    "orientation out of range": (exif_block((0x0112, 3, 1, b"\x63\0\0\0")), False),
+    "orientation without a value": (exif_block((0x0112, 3, 0, bytes(4))), False),
+    "a tag of an unknown type": (exif_block(TURNED, (0x0131, 99, 1, bytes(4))), True),
+    "a tag whose type is not its own": (exif_block(TURNED, (0x0131, 5, 1, b"\xff\xff\0\0")), True),
+    "a number where there should be text": (exif_block((0x010F, 4, 1, b"\1\0\0\0"), TURNED), True),
+    "a folder of tags that is text": (exif_block(TURNED, (0x8769, 2, 4, b"abc\0")), True),
+    "a place of tags that is text": (exif_block(TURNED, (0x8825, 2, 4, b"abc\0")), True),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("kind", BROKEN_EXIF)
+def test_of_broken_exif_data_only_the_orientation_matters(workplace, kind):
+    """A picture that every viewer shows is trained on, and taken by the upscaler, upright where the orientation is whole."""
+    exif, is_turned = BROKEN_EXIF[kind]
+    (workplace / "images").mkdir()
+    pixels = make_pixels(1, SIZE)[0]
+    Image.fromarray(pixels).save("images/a.jpg", exif=exif, quality=100, subsampling=0)
+    stored = np.asarray(Image.open("images/a.jpg"))
+    shown = np.rot90(stored, -1) if is_turned else stored
+    images = load_images(None, "images", resolution=SIZE)
+    assert [index for index, _ in images.decode_all(range(1))] == [0]
+    np.testing.assert_array_equal(images[0].permute(1, 2, 0), shown)
+    given = prepare_images(Image.open("images/a.jpg"), SIZE, SIZE)
+    np.testing.assert_allclose(given[0].permute(1, 2, 0), shown / 127.5 - 1, atol=1e-6)
+
+
+def test_an_upright_image_is_not_turned_again():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    once = to_rgb(reopen(Image.fromarray(colours), "png", exif=exif))
+    np.testing.assert_array_equal(np.asarray(to_rgb(once)), np.rot90(colours, -1))
+
+
 # ------------------------------------------------------------------------------------------------------------ damage
 
 
@@ -132,9 +185,14 @@ def test_one_damaged_file_is_named_counted_and_skipped(workplace, caplog, monkey
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     logging.getLogger("diffusers_lowfreq").addHandler(caplog.handler)
     cache = LatentCache.build(load_images(None, str(folder), resolution=8), None, "cache", max_skipped=0.1)
+    logged = caplog.text
+    caplog.clear()
+    LatentCache.build(load_images(None, str(folder), resolution=8), None, "cache", max_skipped=0.1)
     logging.getLogger("diffusers_lowfreq").removeHandler(caplog.handler)
     assert len(cache) == 18 and cache.index["skipped"] == 1
-    assert "zz_damaged.jpg" in caplog.text and "1 of 19 images" in caplog.text
+    assert "zz_damaged.jpg' cannot be read and is skipped" in logged and "is skipped" not in caplog.text
+    end = f"1 of 19 images could not be read and were skipped: {str(path.absolute())!r}; 18 are used"
+    assert end in logged and end in caplog.text  # as they are encoded, and as the cache is opened again
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -261,6 +319,91 @@ def test_labels_that_are_no_class_numbers_are_refused_unless_unused(workplace, l
     with pytest.raises(ValueError, match="`label_column` 'label' must hold integers from 0, got"):
         load_images(None, "file.parquet", resolution=SIZE)
     assert load_images(None, "file.parquet", resolution=SIZE, label_column=None).id2label is None
+
+
+@pytest.mark.parametrize(
+    "labels, feature",
+    [
+        ([[0, 1, 0]] * 6, datasets.List(datasets.Value("int64"))),
+        ([[0, 1, 0]] * 6, datasets.List(datasets.Value("int64"), 3)),
+        ([[1], [0, 2], [], [1], [1], [1]], datasets.List(datasets.ClassLabel(names=CLASSES))),
+        ([[[1]]] * 6, datasets.Array2D((1, 1), "int64")),
+        ([{"id": 1}] * 6, {"id": datasets.Value("int64")}),
+    ],
+    ids=["one-hot", "one-hot of a fixed length", "several", "an array", "a record"],
+)
+def test_labels_of_another_shape_are_refused_before_any_image_is_read(workplace, labels, feature):
+    write_parquet("file.parquet", labels, feature)
+    with pytest.raises(ValueError, match="`label_column` 'label' must hold integers from 0, got .* one class number"):
+        load_images(None, "file.parquet", resolution=SIZE)
+    assert len(load_images(None, "file.parquet", resolution=SIZE, label_column=None)) == 6
+
+
+def test_labels_that_are_ids_are_refused_with_what_to_do(workplace):
+    """Numbers may leave gaps, as those of a part of a larger set do; dates and ids make millions of classes."""
+    ids = [20230115, 20230115, 20230116, 20230117, 3, 3]
+    write_parquet("ids.parquet", ids, datasets.Value("int64"))
+    with pytest.raises(ValueError, match="`label_column` 'label' .* 4 different values up to 20230117.* from 0 to 3,"):
+        load_images(None, "ids.parquet", resolution=SIZE)
+    write_parquet("10000.parquet", [0, 1, 2, 3, 4, 10_000], datasets.Value("int64"))
+    with pytest.raises(ValueError, match="6 different values up to 10000"):
+        load_images(None, "10000.parquet", resolution=SIZE)
+    write_parquet("gaps.parquet", [0, 1, 2, 3, 4, 9_999], datasets.Value("int64"))
+    assert len(load_images(None, "gaps.parquet", resolution=SIZE).id2label) == 10_000
+    names = [f"class {i}" for i in range(10_001)]
+    write_parquet("named.parquet", [0, 1, 2, 3, 4, 10_000], datasets.ClassLabel(names=names))
+    assert len(load_images(None, "named.parquet", resolution=SIZE).id2label) == 10_001
+
+
+def test_a_split_is_taken_by_name(workplace, caplog):
+    (workplace / "folder").mkdir()
+    for number, split in enumerate(("train", "test"), 1):
+        write_parquet(f"folder/{split}-0.parquet", number=number)
+    logging.getLogger("diffusers_lowfreq").addHandler(caplog.handler)
+    for source in ({"train_data_dir": "folder"}, {"dataset_name": "folder"}):
+        assert [len(load_images(**source, resolution=SIZE, split=split)) for split in (None, "train", "test")] == [
+            1,
+            1,
+            2,
+        ]
+    logging.getLogger("diffusers_lowfreq").removeHandler(caplog.handler)
+    assert "`dataset_name` 'folder' is a folder: `datasets` decides which of its files are the set" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the file system takes only names of UTF-8")
+def test_names_that_are_no_utf8_are_read_and_named(workplace, caplog):
+    os.mkdir("images")
+    Image.fromarray(colours).save(open(b"images/\xe9.png", "wb"), "png")
+    open(b"images/\xff.png", "wb").close()
+    logging.getLogger("diffusers_lowfreq").addHandler(caplog.handler)
+    images = load_images(None, "images", resolution=SIZE)
+    assert len(list(images.decode_all(range(2)))) == 1
+    logging.getLogger("diffusers_lowfreq").removeHandler(caplog.handler)
+    np.testing.assert_array_equal(images[0].permute(1, 2, 0), colours)
+    assert "\\udcff.png' cannot be read and is skipped" in caplog.text
+
+
+def test_the_identity_of_a_set_is_what_it_holds(workplace):
+    """It tells a changed set from a moved one."""
+
+    def identities():
+        return [
+            load_images(**source, resolution=SIZE).identity
+            for source in ({"train_data_dir": "d"}, {"dataset_name": "d"})
+        ]
+
+    os.mkdir("d")
+    write_parquet("d/train.parquet", [0, 1, 0, 1, 0, 1], datasets.ClassLabel(names=["cat", "dog"]))
+    first = identities()
+    shutil.copytree("d", "copy"), shutil.rmtree("d"), os.rename("copy", "d")
+    assert identities() == first
+    write_parquet("d/train.parquet", [0, 1, 0, 1, 0, 1], datasets.ClassLabel(names=["cat", "wolf"]))
+    renamed = identities()
+    write_parquet("d/train.parquet", [0, 1, 0, 1, 0], datasets.ClassLabel(names=["cat", "wolf"]), number=5)
+    assert all(len({*three}) == 3 for three in zip(first, renamed, identities()))
+    stream = load_images(train_data_dir="d", resolution=SIZE, streaming=True)
+    assert stream.identity == stream.head.identity == identities()[0]
+    assert load_images("d", resolution=SIZE, streaming=True).identity is None
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,10 @@ def add_revision_options(group):
 def add_image_options(group, resolution: int):
     """Where the images are, and their size."""
     group.add_argument("--dataset_name", help="name of a dataset on the Hub")
-    group.add_argument("--train_data_dir", help="local folder of images or parquet files, or one parquet file")
+    help = "local folder of images, of parquet files or of tar files (WebDataset), or one such file"
+    group.add_argument("--train_data_dir", help=help)
+    help = "by default train; of a folder whose names tell no splits, everything"
+    group.add_argument("--train_split", help=help)
     group.add_argument("--image_column", default="image")
     group.add_argument("--resolution", type=size, default=resolution, help="side of the square images in pixels")
 

@@ -301,7 +301,7 @@ def _new_prior(args, cache, parts: dict, shape: tuple[int, int, int], shared: di
         sample_size=[side // parts["scheduler"].config.factor for side in shape[1:]],
         patch_size=args.prior_patch_size,
         sample_mean=mean.tolist(),
-        sample_std=(square / count - mean**2).sqrt().tolist(),
+        sample_std=(square / count - mean**2).clamp(min=1e-12).sqrt().tolist(),  # a channel may never vary
         **shared,
         **read_size(args.prior_size),
     )

@@ -244,7 +244,9 @@ def test_a_split_that_is_asked_for_is_taken(workplace):
 
 def test_test_and_validation_alone_must_be_asked_for(workplace):
     touch("d/val/1.png", "d/test/1.png")
-    with pytest.raises(ValueError, match=r"`split` must be given: 'd' holds the splits \['test', 'validation'\]"):
+    with pytest.raises(
+        ValueError, match=r"`split` must be given \(`--train_split`\): 'd' holds the splits \['test', 'validation'\]"
+    ):
         find_image_set("d")
     assert find_image_set("d", split="val").files == ["val/1.png"]
     shutil.rmtree("d/val")

@@ -109,7 +109,7 @@ def folder_splits(names: list[str], asked: str | None) -> tuple[list[str | None]
     told = {folder: _find_split(folder, asked) for folder in set(map(head, names)) - {None}}
     splits = {split for split, _ in told.values()}
     alike = None not in splits and len({rest for _, rest in told.values()}) == 1
-    if alike if asked is None else _canonical(asked) in splits:
+    if alike or (asked is not None and _canonical(asked) in splits):
         split_of = {folder: split for folder, (split, _) in told.items()}
         return [split_of.get(head(name)) for name in names], tail
     return [path_split(names[0][:top], asked)] * len(names), str
@@ -125,7 +125,7 @@ def choose_split(splits: set[str | None], asked: str | None, train_data_dir: str
     if asked is not None or "train" in told:
         return _canonical(asked or "train")
     if None not in splits and len(told) > 1:
-        raise ValueError(f"`split` must be given: {train_data_dir!r} holds the splits {told}.")
+        raise ValueError(f"`split` must be given (`--train_split`): {train_data_dir!r} holds the splits {told}.")
     return None if None in splits else told[0]
 
 

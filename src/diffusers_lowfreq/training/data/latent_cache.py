@@ -14,11 +14,14 @@ from tqdm.auto import tqdm
 from diffusers.utils import logging
 
 from ...autoencoding import encode_images, normalize_latents
+from ..machine import is_main_process
 from .images import ImageDataset
 from .shards import is_complete, load_shards, save_index, save_shard
 
 
 logger = logging.get_logger(__name__)
+
+MAX_NAMED = 10  # of the images that cannot be read, at the end; each was named as it was decoded
 
 
 def _fingerprint(images: ImageDataset, vae, shard_size: int) -> str:
@@ -123,7 +126,9 @@ class LatentCache(torch.utils.data.Dataset):
         """
         folder = os.path.join(cache_dir, f"latents-{_fingerprint(images, vae, shard_size)}")
         if is_complete(folder):
-            return cls(folder)
+            cache = cls(folder)
+            _name_skipped(images, cache)
+            return cache
         os.makedirs(folder, exist_ok=True)
         names, total, square, count, skipped = [], 0.0, 0.0, 0, 0
         starts = range(0, len(images), shard_size)
@@ -153,8 +158,6 @@ class LatentCache(torch.utils.data.Dataset):
                 f"`images`: {skipped} of the first {rows.stop} images cannot be read, more than "
                 f"{max_skipped:.0%} of the whole {len(images)}. The log above names them."
             )
-        if skipped:
-            logger.warning(f"{skipped} of {len(images)} images could not be read and were skipped.")
         mean = total / count
         std = (square / count - mean**2).clamp(min=1e-12).sqrt()
         index = {
@@ -167,7 +170,9 @@ class LatentCache(torch.utils.data.Dataset):
             "id2label": images.id2label,
         }
         save_index(index, folder, indent=1)
-        return cls(folder)
+        cache = cls(folder)
+        _name_skipped(images, cache)
+        return cache
 
 
 def open_latents(accelerator, images: ImageDataset, vae, args) -> LatentCache:
@@ -192,6 +197,19 @@ def open_latents(accelerator, images: ImageDataset, vae, args) -> LatentCache:
             device=accelerator.device,
             progress=partial(tqdm, desc="encode", disable=not accelerator.is_main_process),
         )
+
+
+def _name_skipped(images: ImageDataset, cache: LatentCache):
+    """Say how many images a cache lacks since they cannot be read, and name the first."""
+    if not cache.index["skipped"] or not is_main_process():
+        return
+    is_read = torch.zeros(len(images), dtype=torch.bool)
+    is_read[cache.positions] = True
+    rows = (~is_read).nonzero().flatten().tolist()
+    names = [*(images.name(row) for row in rows[:MAX_NAMED]), *["…"] * (len(rows) > MAX_NAMED)]
+    logger.warning(
+        f"{len(rows)} of {len(images)} images could not be read and were skipped: {', '.join(names)}; {len(cache)} are used."
+    )
 
 
 def _encode_shard(images: ImageDataset, rows: range, vae, batch_size: int, device) -> dict[str, torch.Tensor] | None:

@@ -14,7 +14,7 @@ from diffusers.utils import logging
 from ...autoencoding import encode_images
 from ...text_encoding import encode_text
 from ..keyed import keyed_generator
-from .images import ImageDataset, decode_image
+from .images import ImageDataset, decode_image, image_name
 
 
 logger = logging.get_logger(__name__)
@@ -33,6 +33,8 @@ class ImageStream:
             As in [`ImageDataset`].
         head_size (`int`, defaults to `8192`):
             The number of images in `head`.
+        identity (`str`, *optional*):
+            As in [`ImageDataset`].
 
     Attributes:
         head ([`ImageDataset`]): The first images of up to 16 files, for statistics and validation.
@@ -50,6 +52,7 @@ class ImageStream:
         label_column: str | None = "label",
         caption_column: str | None = None,
         head_size: int = 8192,
+        identity: str | None = None,
     ):
         from datasets import ClassLabel, Dataset
         from datasets import Image as ImageFeature
@@ -63,7 +66,7 @@ class ImageStream:
         if label_column in dataset.features and not isinstance(dataset.features[label_column], ClassLabel):
             raise ValueError(
                 f"`label_column` {label_column!r} must be a `ClassLabel` of named classes, since a stream does not know how many "
-                f"there are, got {dataset.features[label_column]}."
+                f"there are, got {dataset.features[label_column]}. Read the set without streaming, or leave the labels out."
             )
         self.dataset = dataset.cast_column(image_column, ImageFeature(decode=False))
         self.image_column, self.label_column, self.caption_column = image_column, label_column, caption_column
@@ -75,7 +78,8 @@ class ImageStream:
         spread = range(0, self.num_files, -(-self.num_files // HEAD_FILES))
         rows = [row for file in spread for row in self.rows(file).take(-(-head_size // len(spread)))]
         head = Dataset.from_list(rows, features=self.dataset.features)
-        self.head = ImageDataset(head, resolution, image_column, label_column, caption_column)
+        self.head = ImageDataset(head, resolution, image_column, label_column, caption_column, identity)
+        self.identity = identity
 
     def rows(self, file: int, skip: int = 0):
         """Iterate over the rows of one file, without the first `skip`."""
@@ -87,7 +91,7 @@ class ImageStream:
         try:
             return decode_image(row[self.image_column], self.head.resolution)
         except Exception as error:  # what Pillow raises on a damaged file depends on its format
-            name = (row[self.image_column] or {}).get("path") or "of the stream"
+            name = image_name(row[self.image_column], "of the stream")
             logger.warning(f"Image {name} cannot be read and is skipped: {error}")
 
 
