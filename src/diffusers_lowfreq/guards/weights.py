@@ -2,11 +2,10 @@
 """What weights files must hold: every tensor of a network in its shape, and nothing of a LoRA."""
 
 import copy
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.utils import logging
@@ -45,9 +44,10 @@ def check_weights(model_class: type[ConfigMixin], folder: Path, variant: str | N
             The variant of the files to check; the plain ones if there are none of it.
 
     Raises:
-        OSError: If a tensor is missing, or has another shape. The error names the file and the tensor.
+        OSError: If a tensor is missing. The error names the file and the tensor.
+        ValueError: If a tensor has another shape. The error names both too.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = model_class.load_config(folder)
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if file.name.count(".") == 1]
     files = [file for file in files if variant and f".{variant}" in file.name] or plain
@@ -55,8 +55,11 @@ def check_weights(model_class: type[ConfigMixin], folder: Path, variant: str | N
         return
     found = {}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            found |= {name: (file, list(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found |= {name: (file, list(tensors.get_slice(name).get_shape())) for name in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise OSError(f"the weights {str(file)!r} are broken: {error}") from error
     with torch.device("meta"):
         model = model_class.from_config(config)
     model._fix_state_dict_keys_on_load(found)  # older files name the layers of attention in another way
@@ -65,7 +68,10 @@ def check_weights(model_class: type[ConfigMixin], folder: Path, variant: str | N
     for name, tensor in expected.items():
         file, shape = found[name]
         if shape != list(tensor.shape):
-            raise OSError(f"the tensor {name!r} in {str(file)!r} must have shape {list(tensor.shape)}, got {shape}.")
+            raise ValueError(
+                f"the weights {str(file)!r} do not fit the config.json beside them: {name} expected shape "
+                f"{list(tensor.shape)}, got {shape}."
+            )
 
 
 def without_adapters(model: torch.nn.Module) -> torch.nn.Module:

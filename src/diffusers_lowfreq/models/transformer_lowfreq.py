@@ -3,6 +3,7 @@
 
 import math
 import re
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -425,9 +426,8 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         Load a model as `ModelMixin.from_pretrained` does, from safetensors files only.
 
         Raises:
-            ValueError: If `use_safetensors` is False.
-            OSError: If there is no safetensors file, or it lacks a tensor or has one of another shape. The error names the
-                file and the tensor.
+            ValueError: If `use_safetensors` is False, or a tensor has another shape. The error names the file and the tensor.
+            OSError: If there is no safetensors file, or it lacks a tensor. The error names both.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError("`use_safetensors` must be True: pickles are not loaded, got False.")
@@ -446,6 +446,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         refuse_missing(str(folder), missing, info["unexpected_keys"])
         return (model, info) if with_info else model
 
+    @wraps(ModelMixin.save_pretrained, assigned=(), updated=())  # diffusers reads which arguments it takes
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
         Save a model as `ModelMixin.save_pretrained` does, without its LoRAs.

@@ -97,7 +97,7 @@ class LowFreqLoaderMixin:
 
     @staticmethod
     def _check_autoencoder(folder: Path, options: dict):
-        """Raise an `OSError` if the autoencoder's weights lack a tensor. The networks of this library check their own."""
+        """Raise an error if the autoencoder's weights lack a tensor or hold another shape. The networks of this library check their own."""
         if "vae" in options or not (folder / "vae" / "config.json").is_file():
             return
         entry = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("vae")
