@@ -212,11 +212,14 @@ def adapters_left_out(pipe: DiffusionPipeline) -> Iterator[None]:
     with ExitStack() as undo:
         for layer in layers if names else ():
             undo.callback(layer.scaling.update, dict(layer.scaling))
+            undo.callback(setattr, layer, "_active_adapter", layer.active_adapter)
             left_out = [name for name in names if name in layer.scaling]
             if any(name in names for name in _fused(layer)):
                 _take_out(layer, names, undo)
                 left_out = list(layer.scaling)  # a layer with a fused LoRA uses no other
             layer.scaling.update(dict.fromkeys(left_out, 0.0))
+            # A DoRA changes the magnitude of the weights at any scale, and diffusers may reset the scale of what is active
+            layer._active_adapter = [name for name in layer.active_adapters if name not in left_out]
         yield
 
 
@@ -226,6 +229,7 @@ def _take_out(layer: torch.nn.Module, names: dict, undo: ExitStack):
     for parameter in base.parameters(recurse=False):
         undo.callback(parameter.data.copy_, parameter.data.clone())
     undo.callback(layer.merged_adapters.__setitem__, slice(None), fused)
+    undo.callback(layer._caches.update, dict(layer._caches))  # the norms of a DoRA, which its removal uses up
     layer.unmerge()
     others = [name for name in fused if name in layer.scaling and name not in names]
     if others:

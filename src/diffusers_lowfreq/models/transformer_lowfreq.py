@@ -441,7 +441,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
             if (folder / "config.json").is_file():
                 check_weights(cls, folder, kwargs.get("variant"))  # names the file, which diffusers does not
             raise
-        if missing and (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() and (missing or any(folder.glob("*.index*.json"))):  # shards may lie
             check_weights(cls, folder, kwargs.get("variant"))
         refuse_missing(str(folder), missing, info["unexpected_keys"])
         return (model, info) if with_info else model
