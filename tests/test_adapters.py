@@ -35,7 +35,8 @@ def add_lora(pipe, name="default", strength=0.2, facts=None, **options):
     with torch.no_grad():
         own = [p for parameter_name, p in pipe.transformer.named_parameters() if f".{name}." in parameter_name]
         for i, parameter in enumerate(own):
-            parameter += strength * randn(*parameter.shape, seed=i)
+            magnitude = parameter.clone() if parameter.ndim == 1 else 0  # of a DoRA
+            parameter.copy_(magnitude + strength * randn(*parameter.shape, seed=i))
     return pipe
 
 

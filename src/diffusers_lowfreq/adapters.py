@@ -227,7 +227,7 @@ def _take_out(layer: torch.nn.Module, names: dict, undo: ExitStack):
     """Take some of the fused adapters out of the weights of a layer; `undo` puts the same weights back."""
     base, fused = layer.get_base_layer(), list(layer.merged_adapters)
     for parameter in base.parameters(recurse=False):
-        undo.callback(parameter.data.copy_, parameter.data.clone())
+        undo.callback(lambda parameter, kept: parameter.data.copy_(kept), parameter, parameter.data.clone())
     undo.callback(layer.merged_adapters.__setitem__, slice(None), fused)
     undo.callback(layer._caches.update, dict(layer._caches))  # the norms of a DoRA, which its removal uses up
     layer.unmerge()

@@ -2,6 +2,7 @@
 """What weights files must hold: every tensor of a network in its shape, and nothing of a LoRA."""
 
 import copy
+import json
 from pathlib import Path
 
 import torch
@@ -48,9 +49,12 @@ def check_weights(model_class: type[ConfigMixin], folder: Path, variant: str | N
         ValueError: If a tensor has another shape. The error names both too.
     """
     config = model_class.load_config(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in files if file.name.count(".") == 1]
-    files = [file for file in files if variant and f".{variant}" in file.name] or plain
+    indexes = _of_variant(sorted(folder.glob("*.safetensors.index*.json")), variant, plain_dots=3)
+    if indexes:
+        listed = json.loads(indexes[0].read_text(encoding="utf-8")).get("weight_map", {}).values()
+        files = [folder / name for name in sorted(set(listed)) if (folder / name).is_file()]
+    else:
+        files = _of_variant(sorted(folder.glob("*.safetensors")), variant, plain_dots=1)
     if not files or "quantization_config" in config:
         return
     found = {}
@@ -72,6 +76,12 @@ def check_weights(model_class: type[ConfigMixin], folder: Path, variant: str | N
                 f"the weights {str(file)!r} do not fit the config.json beside them: {name} expected shape "
                 f"{list(tensor.shape)}, got {shape}."
             )
+
+
+def _of_variant(files: list[Path], variant: str | None, plain_dots: int) -> list[Path]:
+    """The files of a variant, or the plain ones, which have fewer dots in their names."""
+    plain = [file for file in files if file.name.count(".") <= plain_dots]
+    return [file for file in files if variant and f".{variant}" in file.name] or plain
 
 
 def without_adapters(model: torch.nn.Module) -> torch.nn.Module:
