@@ -5,10 +5,13 @@ Every function takes `None` for `vae` where a model works on pixels: then the im
 """
 
 import os
+from pathlib import Path
 
 import torch
 
 from diffusers import AutoModel
+
+from .guards.weights import check_weights, refuse_missing
 
 
 def load_autoencoder(name_or_path: str | None, subfolder: str | None = None, **kwargs):
@@ -27,7 +30,7 @@ def load_autoencoder(name_or_path: str | None, subfolder: str | None = None, **k
         `ModelMixin`: The autoencoder, or `None` if `name_or_path` is `None`.
 
     Raises:
-        ValueError: If there is no autoencoder at this place.
+        ValueError: If there is no autoencoder at this place, or its weights lack a tensor.
     """
     if name_or_path is None:
         return None
@@ -40,6 +43,10 @@ def load_autoencoder(name_or_path: str | None, subfolder: str | None = None, **k
         raise ValueError(f"{message}, which is not there.")  # diffusers would load the folder itself instead
     try:
         vae = AutoModel.from_pretrained(name_or_path, subfolder=subfolder, use_safetensors=True, **kwargs)
+        folder = Path(name_or_path, subfolder or "")
+        if (folder / "config.json").is_file():
+            check_weights(type(vae), folder, kwargs.get("variant"))
+        refuse_missing(str(folder), [name for name, weight in vae.named_parameters() if weight.is_meta])
     except (OSError, ValueError) as error:
         raise ValueError(f"{message}: {error}") from error
     if not hasattr(vae, "encode"):

@@ -12,6 +12,7 @@ from diffusers.utils import logging
 
 from .guards.files import check_shards
 from .guards.values import is_integer
+from .guards.weights import refuse_missing
 
 
 logger = logging.get_logger(__name__)
@@ -38,7 +39,7 @@ def load_text_encoder(
         `tuple`: The encoder, frozen and in evaluation mode, and the tokenizer.
 
     Raises:
-        ValueError: If one of them is missing, or the encoder is neither CLIP nor T5.
+        ValueError: If one of them is missing, the encoder is neither CLIP nor T5, or its weights lack a tensor.
     """
     import transformers
 
@@ -57,7 +58,9 @@ def load_text_encoder(
             raise ValueError(f"it is of type {config.model_type!r}, not among {sorted(ENCODERS)}.")
         check_shards(os.path.join(name_or_path, subfolder or ""))
         encoder = getattr(transformers, ENCODERS[config.model_type])
-        encoder = encoder.from_pretrained(name_or_path, subfolder=subfolder or "", use_safetensors=True, **kwargs)
+        options = {"subfolder": subfolder or "", "use_safetensors": True, "output_loading_info": True} | kwargs
+        encoder, information = encoder.from_pretrained(name_or_path, **options)
+        refuse_missing(os.path.join(name_or_path, subfolder or ""), list(information["missing_keys"]))
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             name_or_path, subfolder=tokenizer_subfolder or "", **kwargs
         )

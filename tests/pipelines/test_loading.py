@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import make_pipeline, seeded
 
 import diffusers_lowfreq
@@ -164,6 +165,52 @@ def test_missing_weights_are_named(folder, component):
     (folder / component / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(OSError, match=f"diffusion_pytorch_model.safetensors .*copy/{component}"):
         LowFreqPipeline.from_pretrained(folder)
+
+
+def damage(file, name, change):
+    tensors = load_file(file)
+    tensors |= {name: change(tensors.pop(name))} if change else {}
+    tensors = {k: v for k, v in tensors.items() if change or k != name}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+TENSORS = {"transformer": "proj_out.weight", "prior": "class_embed.weight", "vae": "decoder.conv_in.bias"}
+
+
+@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": False}], ids=["default", "initialised"])
+@pytest.mark.parametrize("component", TENSORS)
+def test_a_missing_tensor_and_one_of_another_shape_are_named(folder, component, options):
+    file, name = folder / component / "diffusion_pytorch_model.safetensors", TENSORS[component]
+    loaders = {LowFreqPipeline: folder, LowFreqTransformer2DModel: file.parent}
+    damage(file, name, lambda tensor: torch.cat([tensor, tensor]))
+    for loader, path in loaders.items() if component != "vae" else [(LowFreqPipeline, folder)]:
+        with pytest.raises(ValueError, match=f"{file}.*{name} expected shape"):
+            loader.from_pretrained(path, **options)
+    damage(file, name, None)
+    for loader, path in loaders.items() if component != "vae" else [(LowFreqPipeline, folder)]:
+        with pytest.raises(OSError, match=f"{file}' lack the tensor '{name}'"):
+            loader.from_pretrained(path, **options)
+    given = {component: make_pipeline().components[component]}
+    assert LowFreqPipeline.from_pretrained(folder, **given).components[component] is given[component]
+
+
+def test_a_missing_tensor_of_a_shard_is_named(folder):
+    make_pipeline().save_pretrained(folder, max_shard_size="8KB")
+    for component in ("transformer", "vae"):
+        shards = sorted((folder / component).glob("*-of-*.safetensors"))
+        name = min(load_file(shards[0]))
+        LowFreqPipeline.from_pretrained(folder)
+        damage(shards[0], name, None)
+        with pytest.raises(OSError, match=f"copy/{component}' lack the tensor '{name}'"):
+            LowFreqPipeline.from_pretrained(folder)
+        make_pipeline().save_pretrained(folder, max_shard_size="8KB")
+
+
+def test_the_information_about_loading_is_still_given(folder):
+    model, information = LowFreqTransformer2DModel.from_pretrained(
+        folder, subfolder="transformer", output_loading_info=True
+    )
+    assert isinstance(model, LowFreqTransformer2DModel) and information["missing_keys"] == []
 
 
 @pytest.mark.parametrize("content", [None, "{"])

@@ -3,6 +3,8 @@
 
 import math
 import re
+from functools import wraps
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -17,6 +19,7 @@ from diffusers.utils import apply_lora_scale
 
 from ..guards.values import MAX_SIZE, check_flag, check_number, check_rising_pair, check_setting, is_number
 from ..guards.versions import VersionedConfigMixin
+from ..guards.weights import check_weights, refuse_missing, without_adapters
 
 
 # Layers, heads and head width of the named sizes. The last four are those of DiT (Peebles & Xie 2022, table 1), with a head
@@ -423,12 +426,34 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         Load a model as `ModelMixin.from_pretrained` does, from safetensors files only.
 
         Raises:
-            ValueError: If `use_safetensors` is False.
-            OSError: If there is no safetensors file.
+            ValueError: If `use_safetensors` is False, or a tensor has another shape. The error names the file and the tensor.
+            OSError: If there is no safetensors file, or it lacks a tensor. The error names both.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError("`use_safetensors` must be True: pickles are not loaded, got False.")
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs | {"use_safetensors": True})
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            missing = info["missing_keys"]
+        except (ValueError, RuntimeError):
+            if (folder / "config.json").is_file():
+                check_weights(cls, folder, kwargs.get("variant"))  # names the file, which diffusers does not
+            raise
+        if (folder / "config.json").is_file() and (missing or any(folder.glob("*.index*.json"))):  # shards may lie
+            check_weights(cls, folder, kwargs.get("variant"))
+        refuse_missing(str(folder), missing, info["unexpected_keys"])
+        return (model, info) if with_info else model
+
+    @wraps(ModelMixin.save_pretrained, assigned=(), updated=())  # diffusers reads which arguments it takes
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """
+        Save a model as `ModelMixin.save_pretrained` does, without its LoRAs.
+
+        A fused LoRA is a part of the weights, and stays. A warning says what is not saved.
+        """
+        super(LowFreqTransformer2DModel, without_adapters(self)).save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

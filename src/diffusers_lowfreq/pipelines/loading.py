@@ -3,6 +3,7 @@
 
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +19,17 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging, require_peft_backend
 
-from ..adapters import refuse_other_weights
+from ..adapters import refuse_other_weights, unwrap
 from ..guards.files import check_component, check_shards
+from ..guards.weights import check_weights
 from ..model_card import save_model_card
 from ..models import LowFreqTransformer2DModel
 from ..schedulers import LowFreqFlowMatchScheduler
 
 
 logger = logging.get_logger(__name__)
+
+UNCHANGED = object()  # a type for `to`, which keeps the types of all networks
 
 
 def _check_safetensors(kwargs: dict):
@@ -53,6 +57,7 @@ class LowFreqLoaderMixin:
             cls._check_folders(folder, given=kwargs.keys())
         try:
             check_shards(str(folder / "text_encoder"))
+            cls._check_autoencoder(folder, kwargs)
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except (EntryNotFoundError, OSError, SafetensorError, ValueError, ImportError) as error:
             revision = kwargs.get("revision")
@@ -61,6 +66,22 @@ class LowFreqLoaderMixin:
                 + (f" at `revision` {revision!r}" if revision is not None else "")
                 + f" cannot be loaded as a pipeline: {error}"
             ) from error
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        """
+        Make a pipeline of the components of another, as `DiffusionPipeline.from_pipe` does.
+
+        The networks are shared. Without a `dtype` they keep their types, where diffusers would turn them to float32, in the
+        first pipeline too.
+        """
+        if all(kwargs.get(name) is None for name in ("dtype", "torch_dtype", "custom_pipeline")):
+            kwargs["dtype"] = UNCHANGED
+        return super().from_pipe(pipeline, **kwargs)
+
+    def to(self, *args, **kwargs):
+        """Move or cast the networks as `DiffusionPipeline.to` does."""
+        return self if kwargs.get("dtype") is UNCHANGED else super().to(*args, **kwargs)
 
     @classmethod
     def _check_folders(cls, folder: Path, given):
@@ -74,6 +95,17 @@ class LowFreqLoaderMixin:
                     f"model_index.json says; {str(folder)!r} has none."
                 )
 
+    @staticmethod
+    def _check_autoencoder(folder: Path, options: dict):
+        """Raise an error if the autoencoder's weights lack a tensor or hold another shape. The networks of this library check their own."""
+        if "vae" in options or not (folder / "vae" / "config.json").is_file():
+            return
+        entry = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("vae")
+        if entry and entry[0]:
+            check_component("vae", ModelMixin, *entry)
+            model_class = getattr(sys.modules[entry[0]], entry[1])
+            check_weights(model_class, folder / "vae", options.get("variant"))
+
     @classmethod
     def download(cls, pretrained_model_name, **kwargs):
         """Download as diffusers does. If the cache is complete, ask the Hub only for the current revision."""
@@ -82,6 +114,7 @@ class LowFreqLoaderMixin:
             folder = cls._cached_snapshot(pretrained_model_name, kwargs)
         folder = super().download(pretrained_model_name, **kwargs) if folder is None else folder
         check_shards(os.path.join(folder, "text_encoder"))
+        cls._check_autoencoder(Path(folder), kwargs)
         return folder
 
     @staticmethod
@@ -132,6 +165,7 @@ class LowFreqLoaderMixin:
         """
         Save a pipeline as `DiffusionPipeline.save_pretrained` does, to safetensors files only.
 
+        A LoRA in a network is not saved, unless it is fused into the weights.
         `safe_serialization=False`, which asks for pickles, only gives a warning: `from_pretrained` would not load them.
         """
         if not safe_serialization:
@@ -139,6 +173,11 @@ class LowFreqLoaderMixin:
                 f"{type(self).__name__} neither saves nor loads pickled weights: `safe_serialization=False` is not "
                 "followed, the weights are saved as safetensors files."
             )
+        for name, component in self.components.items():
+            if getattr(component, "peft_config", None) and not isinstance(
+                unwrap(component), LowFreqTransformer2DModel
+            ):
+                raise ValueError(f"`{name}` must not hold a LoRA to be saved: the folder could not be loaded.")
         super().save_pretrained(save_directory, True, *args, **kwargs)
 
     @require_peft_backend
