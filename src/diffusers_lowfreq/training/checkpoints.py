@@ -190,7 +190,9 @@ def save_checkpoint(
         )
     try:
         if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
+            left = os.path.join(glob.escape(args.output_dir), f".{prefix}checkpoint-*.old")  # by a kill while pruning
+            for folder in [temporary, *glob.glob(left)]:
+                shutil.rmtree(folder, ignore_errors=True)
             os.makedirs(temporary)
         accelerator.wait_for_everyone()
         accelerator.save_state(temporary)
