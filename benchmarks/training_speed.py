@@ -226,17 +226,19 @@ def two_processes(args, folder: str) -> dict:
     """
     warmup = min(10, args.steps // 4)
     times = {"one": [], "two": [], "two apart": []}
-    for _ in tqdm(range(args.repeats), desc="two processes"):
+    for repeat in tqdm(range(args.repeats), desc="two processes"):
         line = partial(command_line, args, folder, steps=args.steps)
         whole, half = args.process_batch_size, args.process_batch_size // 2
-        one = finish(*start(1, folder, line(output_dir="one", batch_size=whole), 1))
-        two = finish(*start(2, folder, line(output_dir="two", batch_size=half), 1))
-        apart = [start(1, folder, line(output_dir=name, batch_size=half), 1, name) for name in ("first", "second")]
+        one, two, *apart = (f"{name}-{repeat}" for name in ("one", "two", "first", "second"))  # a folder for each run
+        trained = f"{folder}/{two}/transformer"
+        one = finish(*start(1, folder, line(output_dir=one, batch_size=whole), 1))
+        two = finish(*start(2, folder, line(output_dir=two, batch_size=half), 1))
+        apart = [start(1, folder, line(output_dir=name, batch_size=half), 1, name) for name in apart]
         apart = [finish(*run) for run in apart]
         times["one"].append(step_time(one, warmup))
         times["two"].append(step_time(two, warmup))
         times["two apart"].append(statistics.mean(step_time(run, warmup) for run in apart))
-    with open(f"{folder}/two/transformer/config.json") as file, torch.device("meta"):
+    with open(f"{trained}/config.json") as file, torch.device("meta"):
         parameters = LowFreqTransformer2DModel.from_config(json.load(file)).num_parameters()
     rows = two["rows"][warmup:]
     sent = None if rows[0][1] is None else (rows[-1][1] - rows[0][1]) / (len(rows) - 1)

@@ -20,7 +20,6 @@ import os
 from functools import partial
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
@@ -36,7 +35,9 @@ from diffusers_lowfreq.stock import latent_size, pack_latents, read_condition, r
 from diffusers_lowfreq.training import (
     Run,
     check_engine,
+    check_output_dir,
     check_processes,
+    describe_images,
     machine_kind,
     make_accelerator,
     make_adamw,
@@ -181,7 +182,7 @@ def validation_inputs(positions, conditions, captions, args):
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def train(pipe, scheduler, convention, cache, conditions, captions, args):
+def train(pipe, scheduler, convention, cache, conditions, captions, args, images):
     """Train the LoRA, or all weights, of the pipeline's transformer in place, and return the facts of the run."""
     accelerator = make_accelerator(args)
     model = pipe.transformer.train().to(accelerator.device)
@@ -203,6 +204,7 @@ def train(pipe, scheduler, convention, cache, conditions, captions, args):
         validation_steps=args.validation_steps,
         component="transformer",
         tracker="finetune",
+        images=images,
     )
     run.resume()
     sampler = run.sampler(len(cache))
@@ -237,7 +239,7 @@ def save(pipe, scheduler, base_model, args):
 
 
 def main(args):
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = make_accelerator(args)
     check_engine(accelerator, data_parallel_only=True)
     repo_id = prepare_repository(accelerator, args)
     pipe = DiffusionPipeline.from_pretrained(
@@ -252,6 +254,8 @@ def main(args):
     if any(side % args.factor for side in sides):
         raise ValueError(f"`factor` must divide the size {sides[0]}x{sides[1]} of the latents, got {args.factor}.")
     images = load_data(args, pipe)
+    image_facts = describe_images(images)
+    check_output_dir(args, image_facts)
     check_processes(accelerator, images)
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     for name, module in modules.items():
@@ -270,7 +274,7 @@ def main(args):
     for name, module in modules.items():  # only the transformer is needed from here on
         if name != "transformer":
             module.to("cpu")
-    run = train(pipe, scheduler, convention, cache, conditions, images.captions, args)
+    run = train(pipe, scheduler, convention, cache, conditions, images.captions, args, image_facts)
     if accelerator.is_main_process:
         pipe.to("cpu")
         base_model = base_model_name(args.pretrained_model_name_or_path)

@@ -24,7 +24,9 @@ from diffusers_lowfreq.training import (
     LatentCache,
     Run,
     check_engine,
+    check_output_dir,
     check_processes,
+    describe_images,
     make_accelerator,
     parse_with_config,
 )
@@ -108,6 +110,8 @@ def main(args):
     check_engine(accelerator, data_parallel_only=True)
     check_resolution(args)
     images = open_images(args, label_column=None)
+    image_facts = describe_images(images)
+    check_output_dir(args, image_facts)
     check_processes(accelerator, images)
     with accelerator.main_process_first():
         cache = LatentCache.build(images, None, args.cache_dir or f"{args.output_dir}/cache", progress=tqdm)
@@ -129,6 +133,7 @@ def main(args):
         logging_steps=50,
         validation_steps=args.checkpointing_steps,
         tracker="train_autoencoder",
+        images=image_facts,
     )
     run.resume()
     # Chosen by seed, since many sets are sorted by class
@@ -141,7 +146,6 @@ def main(args):
         psnr = measure_psnr(vae, cache, validation_indices, run.device)
         run.log({"psnr": psnr})
         run.write(f"step {run.step}: PSNR {psnr:.2f} dB on {len(validation_indices)} held-out images")
-        vae.save_pretrained(args.output_dir)
 
     for batch, draws in run.batches(loader, sampler, validate):
         x = batch["sample"].to(run.device).contiguous(memory_format=torch.channels_last)
@@ -153,6 +157,9 @@ def main(args):
             loss = reconstruction + args.kl_weight * kl.mean()
         run.take(loss)
 
+    if accelerator.is_main_process:  # only now: the folder may hold the autoencoder of an earlier run
+        vae.save_pretrained(args.output_dir)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

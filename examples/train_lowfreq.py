@@ -27,7 +27,6 @@ from datetime import timedelta
 from functools import partial
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
@@ -45,7 +44,9 @@ from diffusers_lowfreq.training import (
     Run,
     StreamedCaptions,
     check_engine,
+    check_output_dir,
     check_processes,
+    describe_images,
     engine,
     machine_kind,
     make_accelerator,
@@ -84,6 +85,7 @@ from diffusers_lowfreq.training.validation import validate_pipeline
 check_min_version("0.40.0")
 
 NOISE_RATIO = 0.25  # better than the paper's 0.5 in the study of docs/evidence.md
+PREFIXES = {"prior": "prior-", "flow": ""}  # of the names of checkpoints
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
 
 # Options of one-step models only. `make_objective` passes most of them to the objective by name
@@ -312,7 +314,7 @@ def make_pairs(part, pipeline, cache, conditions, args, run):
     return pairs
 
 
-def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
+def train(part, pipeline, cache, captions, args, images, teacher=None, stream=None):
     """Train `pipeline.prior` or `pipeline.transformer` in place, and return the facts of the run."""
     accelerator = make_accelerator(args)
     model = getattr(pipeline, NETWORKS[part]).train().to(accelerator.device)
@@ -332,8 +334,9 @@ def train(part, pipeline, cache, captions, args, teacher=None, stream=None):
         component=NETWORKS[part],
         title=part,
         tracker=f"train_{part}",
-        prefix="prior-" if part == "prior" else "",
+        prefix=PREFIXES[part],
         ema_decay=args.ema_decay if args.use_ema else None,
+        images=images,
     )
     if model.config.use_meanflow:
         check_derivative(model, args.derivative)
@@ -439,13 +442,15 @@ def save(pipeline, repo_id, facts, args):
 def main(args):
     # The other processes wait while the main one encodes the images, which may take hours
     timeout = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[timeout])
+    accelerator = make_accelerator(args, [timeout])
     check_engine(accelerator)
     refuse_sharding(accelerator, args)
     repo_id = prepare_repository(accelerator, args)
     label_column = args.label_column if args.conditional and args.caption_column is None else None
     columns = {"label_column": label_column, "caption_column": args.caption_column}
     images = open_images(args, **columns, streaming=args.streaming)
+    image_facts = describe_images(images)
+    check_output_dir(args, image_facts, [PREFIXES[part] for part in trained_parts(args)])
     stream = None
     if args.streaming:  # the head stands for the set wherever a cache is needed
         stream, images = images, images.head
@@ -460,7 +465,7 @@ def main(args):
     if args.degraded_share is not None:
         data = DegradedPairs(cache, open_latents(accelerator, DegradedImages(images), pipeline.vae, args))
     for part in trained_parts(args):
-        facts[f"Training of the {part}"] = train(part, pipeline, data, captions, args, teacher, stream)
+        facts[f"Training of the {part}"] = train(part, pipeline, data, captions, args, image_facts, teacher, stream)
 
     if accelerator.is_main_process:
         facts["Environment"] = {"machine": machine_kind(), "torch": torch.__version__, "seed": args.seed}

@@ -24,7 +24,7 @@ from scripts import EXAMPLES, load_script, make_captioned_folder, make_folder, r
 from tiny import make_text_encoder, make_tokenizer
 
 from diffusers_lowfreq.training import check_engine
-from diffusers_lowfreq.training.engines import check_sharded_checkpoint
+from diffusers_lowfreq.training.engines import check_environment, check_sharded_checkpoint
 
 
 pytestmark = pytest.mark.usefixtures(workplace.__name__)
@@ -72,13 +72,13 @@ def test_what_the_training_cannot_work_under_is_refused_by_name(accelerator, nam
 
 @pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
 def test_an_engine_that_accelerate_leaves_out_is_refused(monkeypatch, engine):
-    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "True")  # accelerate takes either
     with pytest.raises(ValueError, match=f"`distributed_type` .* is {engine}, which accelerate leaves out"):
         check_engine(fake("NO"))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_configuration_is_what_its_name_says_and_is_accepted(monkeypatch, config):
+def test_every_configuration_is_what_its_name_says_and_is_accepted(monkeypatch, config, caplog):
     path = str(EXAMPLES / "accelerate" / f"{config}.yaml")
     machines = 4 if config.endswith("multi_node") else 1
     read = load_config_from_file(path)
@@ -100,6 +100,8 @@ def test_every_configuration_is_what_its_name_says_and_is_accepted(monkeypatch, 
         if importlib.util.find_spec("deepspeed") is not None:
             assert DeepSpeedPlugin().zero_stage == int(config[4])
     check_engine(accelerator)
+    check_environment(SimpleNamespace(mixed_precision=None, gradient_accumulation_steps=3, max_grad_norm=0.7))
+    assert "is not used" not in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------- two processes = one

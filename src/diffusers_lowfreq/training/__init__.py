@@ -22,6 +22,7 @@ from .engines import (
 from .keyed import Draws, KeyedBatchSampler, keyed_generator, uniform
 from .machine import machine_kind
 from .options import check_numbers, parse_with_config
+from .resume import check_output_dir, describe_images
 from .run import Run, Termination, make_accelerator, make_adamw, trainable
 from .schedule import LR_SCHEDULERS, get_lr_scheduler
 
@@ -46,9 +47,11 @@ __all__ = [
     "averaged_weights",
     "check_engine",
     "check_numbers",
+    "check_output_dir",
     "check_processes",
     "configure_engine",
     "degrade",
+    "describe_images",
     "engine",
     "finish",
     "get_lr_scheduler",

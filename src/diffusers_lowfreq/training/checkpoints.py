@@ -1,13 +1,13 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints: what they hold, how they are written, and which run may resume from them."""
+"""Checkpoints: what they hold, how they are written, and how a run is resumed from them."""
 
 import argparse
 import glob
 import json
 import os
 import pickle
-import re
 import shutil
+from dataclasses import asdict
 
 import torch
 from accelerate.utils import load
@@ -17,12 +17,25 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from diffusers.training_utils import EMAModel
+from diffusers.utils import logging
 
 from .engines import check_sharded_checkpoint, engine, weights_only
-from .schedule import decay_start
+from .resume import (
+    ARGUMENTS,
+    RunIdentity,
+    find_checkpoint,
+    fixed_settings,
+    list_checkpoints,
+    read_settings,
+    refuse_other_images,
+    refuse_other_settings,
+    run_of,
+    step_of,
+)
 
 
-ARGUMENTS = "training_args.json"
+logger = logging.get_logger(__name__)
+
 SCHEDULE = "lr_scheduler.json"
 
 
@@ -138,54 +151,69 @@ def register_schedule(accelerator, lr_scheduler):
 # ----------------------------------------------------------------------------------------------------------------- saving
 
 
-def _checkpoints(output_dir: str, prefix: str) -> list[str]:
-    pattern = re.compile(rf"{re.escape(prefix)}checkpoint-(\d+)")
-    found = [name for name in os.listdir(output_dir) if pattern.fullmatch(name)] if os.path.isdir(output_dir) else []
-    return sorted(found, key=lambda name: int(name.rsplit("-", 1)[1]))
-
-
-def _fixed_settings(accelerator, args: argparse.Namespace, global_batch_size: int) -> dict:
-    """What a resume must not change: the options that are not free, the size of the global batch, and the engine."""
-    values = {k: v for k, v in vars(args).items() if k not in getattr(args, "free", ())}
-    return json.loads(json.dumps(values | {"global_batch_size": global_batch_size, "engine": engine(accelerator)}))
-
-
-def save_checkpoint(accelerator, args: argparse.Namespace, step: int, global_batch_size: int, prefix: str = "") -> str:
+def save_checkpoint(
+    accelerator,
+    args: argparse.Namespace,
+    step: int,
+    global_batch_size: int,
+    prefix: str = "",
+    identity: RunIdentity | None = None,
+) -> str:
     """
     Save the state of a run as `<output_dir>/<prefix>checkpoint-<step>`, on every process, and prune old ones.
 
-    The folder is written under a temporary name and renamed once it is complete, so a kill never leaves a broken `latest`.
+    The folder is written under a temporary name and renamed once it is complete, so a kill never leaves a broken `latest`. Only
+    earlier checkpoints of the same run are pruned.
+
+    Args:
+        accelerator (`Accelerator`):
+            The accelerator of the run.
+        args ([`Options`]):
+            The options of the script.
+        step (`int`), global_batch_size (`int`):
+            The step, and the size of its batch over all processes and accumulation steps.
+        prefix (`str`, defaults to `""`):
+            What the names of the checkpoints begin with.
+        identity ([`RunIdentity`], *optional*):
+            The run. Omitted: checkpoints with the same settings are of this run.
 
     Raises:
         OSError: If it cannot be written, for example on a full disk. The partial folder is removed, and earlier checkpoints
             stay complete.
+        ValueError: If another run has written a checkpoint of that name meanwhile.
     """
-    path = os.path.join(args.output_dir, f"{prefix}checkpoint-{step}")
-    temporary = os.path.join(args.output_dir, f".{prefix}checkpoint-{step}.tmp")
+    name = f"{prefix}checkpoint-{step}"
+    path, temporary = (os.path.join(args.output_dir, n) for n in (name, f".{name}.tmp"))
+    if identity is not None and run_of(path, args) not in (identity.run, None):
+        raise ValueError(
+            f"`output_dir` {args.output_dir!r} holds {name} of another run, and it is kept. Go on in another `output_dir`."
+        )
     try:
         if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
+            left = os.path.join(glob.escape(args.output_dir), f".{prefix}checkpoint-*.old")  # by a kill while pruning
+            for folder in [temporary, *glob.glob(left)]:
+                shutil.rmtree(folder, ignore_errors=True)
             os.makedirs(temporary)
         accelerator.wait_for_everyone()
         accelerator.save_state(temporary)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            settings = fixed_settings(accelerator, args, global_batch_size)
             with open(os.path.join(temporary, ARGUMENTS), "w", encoding="utf-8") as file:
-                json.dump(_fixed_settings(accelerator, args, global_batch_size), file, indent=1)
+                json.dump(settings | (asdict(identity) if identity is not None else {}), file, indent=1)
             _flush(temporary)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
             os.replace(temporary, path)
     except (CheckpointException, OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        complete = _checkpoints(args.output_dir, prefix)
+        complete = list_checkpoints(args.output_dir, prefix)
         last = f"{complete[-1]} in {args.output_dir!r} is whole: go on from it" if complete else None
         raise OSError(
             f"The checkpoint of step {step} cannot be written ({error}). Is the disk full? "
             f"{last or 'there is none before it'}."
         ) from error
     if accelerator.is_main_process and args.checkpoints_total_limit is not None:
-        for name in _checkpoints(args.output_dir, prefix)[: -args.checkpoints_total_limit]:
-            shutil.rmtree(os.path.join(args.output_dir, name))
+        _prune(args, step, prefix)
     accelerator.wait_for_everyone()
     return path
 
@@ -194,29 +222,70 @@ def _flush(folder: str):
     """Write a folder's files through to the disk: without it, a power failure after the renaming might lose them."""
     for path, _, files in os.walk(folder):
         for name in files:
-            with open(os.path.join(path, name), "rb") as file:
+            with open(os.path.join(path, name), "r+b") as file:  # Windows flushes only what may be written
                 os.fsync(file.fileno())
+
+
+def _prune(args: argparse.Namespace, step: int, prefix: str):
+    """Remove the oldest checkpoints of the run that has just saved step `step`. Later ones, and other runs, are left alone."""
+    paths = [os.path.join(args.output_dir, name) for name in list_checkpoints(args.output_dir, prefix)]
+    run = run_of(os.path.join(args.output_dir, f"{prefix}checkpoint-{step}"), args)
+    own = [path for path in paths if step_of(path) <= step and run_of(path, args) == run]
+    for path in own[: -args.checkpoints_total_limit]:
+        try:
+            _remove(path)
+        except OSError as error:  # Windows removes no file that is open, and a network file system may not either
+            logger.warning(f"The old checkpoint {path!r} cannot be removed: {error}")
+
+
+def _remove(path: str):
+    """Remove a checkpoint, if it is there. It is renamed first, so a kill leaves no part of it under its name."""
+    if not os.path.isdir(path):
+        return
+    hidden = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------- resume
 
 
-def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: int, prefix: str = "") -> int:
+def resume_checkpoint(
+    accelerator,
+    args: argparse.Namespace,
+    global_batch_size: int,
+    prefix: str = "",
+    identity: RunIdentity | None = None,
+) -> int:
     """
     Load the state named by `args.resume_from_checkpoint` (a folder, or `latest`) and return its step.
 
     With `latest` and no checkpoint yet the run starts at step 0. The options must be those of the checkpoint, except the free
-    ones (see [`Options`]). An option that the checkpoint does not know must have its default.
+    ones (see [`Options`]), and so must the images. An option that the checkpoint does not know must have its default.
+
+    Args:
+        accelerator (`Accelerator`):
+            The accelerator of the run.
+        args ([`Options`]):
+            The options of the script.
+        global_batch_size (`int`):
+            The size of a batch over all processes and accumulation steps.
+        prefix (`str`, defaults to `""`):
+            What the names of the checkpoints begin with.
+        identity ([`RunIdentity`], *optional*):
+            The run; it becomes that of the checkpoint.
 
     Raises:
         ValueError: If the folder is not a local checkpoint, is damaged, would run code when it is loaded, or comes from a run
-            with another configuration or engine.
+            with another configuration or engine, or on other images.
     """
-    path = _find_checkpoint(args.resume_from_checkpoint.rstrip("/"), args.output_dir, prefix)
+    path = find_checkpoint(args.resume_from_checkpoint, args.output_dir, prefix)
     if path is None:
         return 0
-    step = int(path.rsplit("-", 1)[1])
-    _refuse_other_settings(path, step, prefix, _fixed_settings(accelerator, args, global_batch_size), args)
+    saved, images = read_settings(path), identity.images if identity is not None else None
+    refuse_other_images(path, saved, images)
+    refuse_other_settings(path, saved, prefix, fixed_settings(accelerator, args, global_batch_size), images, args)
     check_sharded_checkpoint(path)
     try:
         with weights_only(accelerator):
@@ -228,48 +297,12 @@ def resume_checkpoint(accelerator, args: argparse.Namespace, global_batch_size: 
             f"`resume_from_checkpoint` {path!r} is damaged, or holds more than tensors and numbers: {error}"
         ) from error
     accelerator.step = 0  # it counts micro-steps, and a step may now have another number of them
-    return step
-
-
-def _find_checkpoint(path: str, output_dir: str, prefix: str) -> str | None:
-    """Find the checkpoint of the network with this prefix; `None` if there is none yet."""
-    latest_in = None
-    if path == "latest":
-        latest_in = output_dir
-    elif not os.path.isdir(path):
-        raise ValueError(
-            f"`resume_from_checkpoint` must be `latest` or a local folder `checkpoint-<step>`, got {path!r}."
-        )
-    elif not re.fullmatch(r"(prior-)?checkpoint-\d+", os.path.basename(path)):
-        raise ValueError(f"`resume_from_checkpoint` must be `latest` or a folder `checkpoint-<step>`, got {path!r}.")
-    elif not re.fullmatch(rf"{re.escape(prefix)}checkpoint-\d+", os.path.basename(path)):
-        latest_in = os.path.dirname(path)  # it belongs to the other network of the run
-    if latest_in is None:
-        return path
-    names = _checkpoints(latest_in, prefix)
-    return os.path.join(latest_in, names[-1]) if names else None
-
-
-def _refuse_other_settings(path: str, step: int, prefix: str, current: dict, args: argparse.Namespace):
-    """Refuse a checkpoint of other settings than `current`. What it does not know counts as the default."""
-    try:
-        with open(os.path.join(path, ARGUMENTS), encoding="utf-8") as file:
-            saved = json.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`resume_from_checkpoint` {path!r} is not a whole checkpoint: {error}") from error
-    defaults = json.loads(json.dumps({k: v for k, v in getattr(args, "defaults", {}).items() if k in current}))
-    saved = defaults | saved
-    if current.get("lr_scheduler") == saved.get("lr_scheduler") == "warmup_stable_decay":
-        name = f"{prefix.replace('-', '_')}max_train_steps"
-        if step <= min(decay_start(settings[name]) for settings in (saved, current)):  # while the rate is constant
-            current = current | {k: saved.get(k, current[k]) for k in current if k.endswith("max_train_steps")}
-    changed = [
-        f"{k}: {saved.get(k)!r} -> {current.get(k)!r}"
-        for k in sorted(saved | current)
-        if saved.get(k) != current.get(k)
-    ]
-    if changed:
-        raise ValueError(
-            f"`resume_from_checkpoint` {path!r} comes from another configuration ({'; '.join(changed)}). Use the same "
-            "arguments, or another `output_dir`."
-        )
+    if identity is not None:
+        identity.run = run_of(path, args)
+        later = [name for name in list_checkpoints(args.output_dir, prefix) if step_of(name) > step_of(path)]
+        if later and accelerator.is_main_process:
+            logger.warning(
+                f"`output_dir` {args.output_dir!r} holds later checkpoints of this run ({', '.join(later[:3])}). Each is kept until "
+                "its step is saved again; until then `latest` means the last of them."
+            )
+    return step_of(path)

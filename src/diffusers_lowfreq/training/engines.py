@@ -8,12 +8,19 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import nn
 
 import diffusers.training_utils
+from diffusers.utils import logging
 
+
+logger = logging.get_logger(__name__)
+_warn_once = cache(logger.warning)
+
+PRECISIONS = ["no", "fp16", "bf16"]
 
 # What the index of a sharded checkpoint of torch (`.metadata`) may hold, besides dtypes
 _INDEX = {
@@ -45,6 +52,40 @@ def engine(accelerator) -> str:
     return "fsdp" if distributed_type == "FSDP" else "data_parallel"
 
 
+def check_environment(args):
+    """
+    Refuse variables of accelerate that ask for what the scripts do not support, and name those that the options override.
+
+    (`accelerate launch` sets such variables, and so may a user. Those of the engine are checked by [`check_engine`].)
+
+    Args:
+        args ([`Options`]):
+            The options of the script.
+
+    Raises:
+        ValueError: If a variable asks for a precision other than those of `--mixed_precision`, or for tensor, context or sequence
+            parallelism, under which several processes would have to read the same images.
+    """
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if args.mixed_precision is None and precision not in PRECISIONS:
+        raise ValueError(
+            f"`mixed_precision` of the accelerate configuration must be one of {PRECISIONS}, got {precision!r} in "
+            "ACCELERATE_MIXED_PRECISION."
+        )
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true":
+        for kind in ("tp", "cp", "sp"):
+            name = f"PARALLELISM_CONFIG_{kind.upper()}_SIZE"
+            if os.environ.get(name, "1") != "1":
+                raise ValueError(
+                    f"`parallelism_config_{kind}_size` of the accelerate configuration must be 1, got {os.environ[name]} in {name}."
+                )
+    options = {"GRADIENT_ACCUMULATION_STEPS": "gradient_accumulation_steps", "GRADIENT_CLIPPING": "max_grad_norm"}
+    for variable, option in options.items():
+        asked, used = os.environ.get(f"ACCELERATE_{variable}", "auto"), getattr(args, option)
+        if asked not in ("auto", "none", str(used), f"{used:g}"):
+            _warn_once(f"ACCELERATE_{variable} is {asked}, and it is not used: `--{option}` decides, which is {used}.")
+
+
 def check_engine(accelerator, data_parallel_only: bool = False):
     """
     Refuse a configuration of accelerate that a training script does not support.
@@ -62,7 +103,7 @@ def check_engine(accelerator, data_parallel_only: bool = False):
     """
     distributed_type = accelerator.distributed_type.name
     for requested in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{requested}") == "true" and distributed_type != requested:
+        if os.environ.get(f"ACCELERATE_USE_{requested}", "").lower() == "true" and distributed_type != requested:
             raise ValueError(
                 f"`distributed_type` of the accelerate configuration is {requested}, which accelerate leaves out on this "
                 f"device (it made it {distributed_type})."

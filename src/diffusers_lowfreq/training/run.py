@@ -13,15 +13,16 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import GradientAccumulationPlugin, KwargsHandler, ProjectConfiguration
 from tqdm.auto import tqdm
 
 from diffusers.training_utils import EMAModel
 
 from .checkpoints import register_model_hooks, register_schedule, resume_checkpoint, save_checkpoint
 from .data.stream import ImageStream, LatentStream, StreamedCaptions
-from .engines import GradientGuard, autocast, configure_engine, engine, finish
+from .engines import GradientGuard, autocast, check_environment, configure_engine, engine, finish
 from .keyed import Draws, KeyedBatchSampler
+from .resume import RunIdentity, check_output_dir
 from .schedule import get_lr_scheduler
 
 
@@ -65,11 +66,22 @@ class Termination:
             signal.signal(signal.SIGTERM, self._previous)
 
 
-def make_accelerator(args) -> Accelerator:
-    """Make the accelerator of a run from the options of a script."""
+def make_accelerator(args, kwargs_handlers: list[KwargsHandler] | None = None) -> Accelerator:
+    """
+    Make the accelerator of a run from the options of a script.
+
+    They come before the variables of accelerate (`ACCELERATE_...`). The precision is that of the environment if `--mixed_precision`
+    is left out.
+
+    Raises:
+        ValueError: If a variable asks for what the scripts do not support, see [`check_environment`].
+    """
+    check_environment(args)
     return Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        # With `gradient_accumulation_steps=`, a variable of that name would win
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=args.gradient_accumulation_steps),
         mixed_precision=args.mixed_precision,
+        kwargs_handlers=kwargs_handlers,
         log_with=args.report_to,
         project_config=ProjectConfiguration(args.output_dir, os.path.join(args.output_dir, "logs")),
     )
@@ -127,6 +139,8 @@ class Run:
             What the names of checkpoints begin with.
         ema_decay (`float`, *optional*):
             The decay of the averaged weights. Omitted: no averages.
+        images (`dict`, *optional*):
+            The set, see [`describe_images`]. Checkpoints keep it, and a resume refuses another one. Omitted: not compared.
 
     Attributes:
         model (`torch.nn.Module`): The model as the engine has wrapped it.
@@ -149,11 +163,13 @@ class Run:
         tracker: str = "train",
         prefix: str = "",
         ema_decay: float | None = None,
+        images: dict | None = None,
     ):
         self.accelerator, self.args, self.bare_model = accelerator, args, model
         self.batch_size, self.max_train_steps = batch_size, max_train_steps
         self.logging_steps, self.validation_steps = logging_steps, validation_steps
         self.title, self.tracker, self.prefix = title, tracker, prefix
+        self.identity = RunIdentity(images)
         self.engine, self.device, self.model_class = engine(accelerator), accelerator.device, type(model)
         self.accumulation, self.ema_decay = args.gradient_accumulation_steps, ema_decay
         self.learning_rate = optimizer.defaults["lr"]
@@ -187,9 +203,11 @@ class Run:
     # ------------------------------------------------------------------------------------------------------- before
 
     def resume(self):
-        """Go on from the checkpoint that `--resume_from_checkpoint` names, if there is one."""
+        """Go on from the checkpoint that `--resume_from_checkpoint` names, if there is one; see [`check_output_dir`]."""
+        check_output_dir(self.args, self.identity.images, [self.prefix])
         if self.args.resume_from_checkpoint:
-            self.step = resume_checkpoint(self.accelerator, self.args, self.global_batch_size, self.prefix)
+            settings = self.args, self.global_batch_size, self.prefix, self.identity
+            self.step = resume_checkpoint(self.accelerator, *settings)
         self.first_step = self.logged_step = self.step
 
     def sampler(self, num_samples: int) -> KeyedBatchSampler:
@@ -312,7 +330,8 @@ class Run:
 
     def save(self) -> str:
         """Save a checkpoint, on every process, and return its path."""
-        return save_checkpoint(self.accelerator, self.args, self.step, self.global_batch_size, self.prefix)
+        settings = self.global_batch_size, self.prefix, self.identity
+        return save_checkpoint(self.accelerator, self.args, self.step, *settings)
 
     def _log(self):
         self.logged_steps, self.logged_step = self.step - self.logged_step, self.step
