@@ -85,6 +85,7 @@ def test_a_file_that_names_the_wrapper_is_accepted_and_one_of_another_class_is_n
         adapter_source(other)
 
 
+@pytest.mark.slow
 def test_a_compiled_pipeline_of_ours_loads_a_lora(tmp_path):
     trained = make_pipeline()
     add_lora(trained, facts=describe_adapter(trained, trained.scheduler, "org/base"))
