@@ -34,7 +34,7 @@ from diffusers.utils import check_min_version
 from diffusers_lowfreq import LowFreqUpscalePipeline
 from diffusers_lowfreq.adapters import add_lora, base_model_name, save_lora
 from diffusers_lowfreq.evaluation import count_flops
-from diffusers_lowfreq.model_card import save_model_card
+from diffusers_lowfreq.model_card import save_model_card, source_facts
 from diffusers_lowfreq.models import SIZES
 from diffusers_lowfreq.objectives import Distillation, FlowMatching, MeanFlow, check_derivative
 from diffusers_lowfreq.projections import PROJECTIONS
@@ -72,7 +72,6 @@ from diffusers_lowfreq.training.pairs import (
 )
 from diffusers_lowfreq.training.start_pipeline import (
     NETWORKS,
-    SOURCE,
     build_pipeline,
     has_start,
     is_one_step,
@@ -407,7 +406,7 @@ def describe(pipeline, cache, captions, args):
         head = " in its head" if args.streaming else ""
         data["captions"] = f"{captions.empty:,} different ones{head}, of {captions.mean_tokens} tokens on average"
         data["text encoder"] = type(pipeline.text_encoder).__name__
-    facts = {"Data": data, "Source": {k: pipeline.scheduler.config[k] for k in SOURCE if k != "projection_basis"}}
+    facts = {"Data": data, "Source": source_facts(pipeline.scheduler)}
     if args.degraded_share is not None:
         facts["Source"]["share of degraded coarse latents"] = args.degraded_share
     if args.rank is not None:

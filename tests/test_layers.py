@@ -32,7 +32,7 @@ LAYERS = {
     "autoencoding": MATHS,
     "text_encoding": MATHS,
     "images": MATHS,
-    "model_card": {"guards", "version"},
+    "model_card": {"guards", "version", "schedulers"},
     "adapters": {"guards", "schedulers"},
     # Front ends
     "pipelines": MATHS | PARTS | {"flops", "adapters", "model_card", "version"},

@@ -11,12 +11,12 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import logging
 
-from .schedulers import LowFreqFlowMatchScheduler
+from .schedulers import SOURCE, LowFreqFlowMatchScheduler
 
 
 logger = logging.get_logger(__name__)
 
-SOURCE = ("projection", "factor", "projection_basis", "noise_ratio")
+LORA_SOURCE = tuple(name for name in SOURCE if name != "noise_ratio_range")  # a LoRA is for one noise ratio
 
 
 def unwrap(network: torch.nn.Module) -> torch.nn.Module:
@@ -151,7 +151,7 @@ def adapter_source(pipe: DiffusionPipeline) -> LowFreqFlowMatchScheduler | None:
     found = {}
     for name, facts in _sources(getattr(pipe, "transformer", None)).items():
         refuse_other_weights("pipe", pipe.transformer, facts)
-        found[name] = {k: facts.get(k) for k in SOURCE}
+        found[name] = {k: facts.get(k) for k in LORA_SOURCE}
     if len({json.dumps(source, sort_keys=True) for source in found.values()}) > 1:
         raise ValueError(f"`pipe` must not use LoRAs of different sources together, got {found}.")
     return LowFreqFlowMatchScheduler(**next(iter(found.values()))) if found else None

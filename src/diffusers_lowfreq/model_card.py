@@ -9,6 +9,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from diffusers.utils.hub_utils import populate_model_card
 
+from .schedulers import SOURCE
+
 
 def takes_image(pipeline) -> bool:
     """Whether the call of a pipeline takes an image."""
@@ -39,10 +41,14 @@ def usage_arguments(pipeline) -> str:
     return arguments
 
 
+def source_facts(scheduler) -> dict[str, object]:
+    """Collect the settings of the source, apart from the table of a fitted projection."""
+    return {name: scheduler.config[name] for name in SOURCE if name != "projection_basis"}
+
+
 def pipeline_facts(pipeline) -> dict[str, dict[str, object]]:
     """Collect the facts of a pipeline: its source and its networks."""
-    scheduler = pipeline.scheduler.config
-    facts = {"Source": {k: scheduler[k] for k in ("projection", "factor", "noise_ratio", "noise_ratio_range")}}
+    facts = {"Source": source_facts(pipeline.scheduler)}
     for title, model in (("Flow", pipeline.transformer), ("Prior model", pipeline.prior)):
         if model is not None:
             steps = "one and more (mean velocity)" if model.config.use_meanflow else "several"

@@ -7,7 +7,7 @@ import torch
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from ..adapters import SOURCE, adapter_source
+from ..adapters import LORA_SOURCE, adapter_source
 from ..autoencoding import latent_channels
 from ..guards.values import check_choice, check_count, check_generators
 from ..schedulers import LowFreqFlowMatchScheduler, is_flow_sampler, redraws_noise
@@ -63,7 +63,7 @@ def read_scheduler(pipe: DiffusionPipeline, scheduler: LowFreqFlowMatchScheduler
     scheduler = trained_for if scheduler is None else scheduler
     if not isinstance(scheduler, LowFreqFlowMatchScheduler):
         raise ValueError(f"`scheduler` must be a LowFreqFlowMatchScheduler, got {type(scheduler).__name__}.")
-    for setting in SOURCE if trained_for is not None else ():
+    for setting in LORA_SOURCE if trained_for is not None else ():
         if scheduler.config[setting] != trained_for.config[setting]:
             raise ValueError(
                 f"`scheduler` must have the {setting} of the LoRA in use, {trained_for.config[setting]!r}, got "

@@ -15,14 +15,13 @@ from ..models import LowFreqTransformer2DModel, read_size
 from ..pipelines.pipeline_lowfreq import LowFreqPipeline
 from ..pipelines.pipeline_lowfreq_text_to_image import LowFreqTextToImagePipeline
 from ..projections import fit_projection_basis
-from ..schedulers import LowFreqFlowMatchScheduler
+from ..schedulers import SOURCE, LowFreqFlowMatchScheduler
 from ..text_encoding import fingerprint, load_text_encoder
 from .data.latent_cache import read_samples, spread_items
 
 
 NETWORKS = {"flow": "transformer", "prior": "prior"}
 TEXT = ("text_encoder", "tokenizer")
-SOURCE = ("projection", "factor", "noise_ratio", "noise_ratio_range", "projection_basis")  # of a scheduler
 
 
 def trained_parts(args) -> tuple[str, ...]:
