@@ -2,6 +2,7 @@
 """Weights files that lack a tensor, of the encoders that a training loads."""
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_autoencoder, make_text_encoder, make_tokenizer
 
@@ -39,3 +40,15 @@ def test_a_text_encoder_that_lacks_a_tensor_is_refused(tmp_path, kind):
     drop(file, name)
     with pytest.raises(ValueError, match=f"`pretrained_text_encoder_name_or_path` .* lack the tensor '{name}'"):
         load_text_encoder(str(tmp_path), None, None)
+
+
+def test_only_the_files_that_are_loaded_are_looked_at(tmp_path):
+    make_autoencoder("kl").save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    name = max(load_file(file))
+    save_file({name: torch.zeros(1)}, tmp_path / "old.safetensors")
+    load_autoencoder(str(tmp_path))
+    file.rename(tmp_path / "backup.safetensors")
+    save_file({k: v for k, v in load_file(tmp_path / "backup.safetensors").items() if k != name}, file)
+    with pytest.raises(ValueError, match=f"lack the tensor '{name}'"):
+        load_autoencoder(str(tmp_path))

@@ -13,7 +13,12 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, KwargsHandler, ProjectConfiguration
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    KwargsHandler,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
 from tqdm.auto import tqdm
 
 from diffusers.training_utils import EMAModel
@@ -169,7 +174,8 @@ class Run:
         self.batch_size, self.max_train_steps = batch_size, max_train_steps
         self.logging_steps, self.validation_steps = logging_steps, validation_steps
         self.title, self.tracker, self.prefix = title, tracker, prefix
-        self.identity = RunIdentity(images)
+        (name,) = broadcast_object_list([RunIdentity().run])  # one for all processes
+        self.identity = RunIdentity(images, name)
         self.engine, self.device, self.model_class = engine(accelerator), accelerator.device, type(model)
         self.accumulation, self.ema_decay = args.gradient_accumulation_steps, ema_decay
         self.learning_rate = optimizer.defaults["lr"]

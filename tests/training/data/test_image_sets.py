@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scripts import workplace
 
+from diffusers_lowfreq.training import load_images
 from diffusers_lowfreq.training.data.image_sets import find_image_set, to_path, to_text
 
 
@@ -597,3 +598,30 @@ def test_progress_wraps_the_walk(workplace):
     seen = []
     find_image_set("d", progress=lambda walk: (seen.append(name) or file for file in walk for name in file[:1]))
     assert seen == ["1.png", "2.txt"]
+
+
+@pytest.mark.parametrize("value", [[0, 1], [1], 2**63 + 5, -1, True, "1"], ids=repr)
+def test_labels_in_metadata_are_integers(value):
+    touch("d/0.png", "d/1.png")
+    write_metadata("d/metadata.jsonl", [{"file_name": "0.png", "label": 0}, {"file_name": "1.png", "label": value}])
+    with pytest.raises(ValueError, match="`label_column` 'label' must hold integers from 0, got .* in the metadata"):
+        find_image_set("d")
+
+
+def test_a_caption_is_valid_unicode_and_the_image_column_is_for_images():
+    touch("d/0.png")
+    Path("d/metadata.jsonl").write_text('{"file_name": "0.png", "text": "a \\ud800"}')
+    with pytest.raises(ValueError, match="`caption_column` 'text' must hold|d/metadata.jsonl"):
+        find_image_set("d", caption_column="text").to_dataset()
+    with pytest.raises(ValueError, match="`image_column` 'image' must hold images"):
+        find_image_set("d", caption_column="image")
+
+
+@pytest.mark.parametrize("output_dir", ["d", "d/out", "d/../d/out/deep"])
+def test_the_output_folder_is_not_in_the_folder_of_images(output_dir):
+    touch("d/0.png")
+    with pytest.raises(ValueError, match="`output_dir` must not be in `train_data_dir` 'd'"):
+        load_images(train_data_dir="d", resolution=8, output_dir=output_dir)
+    assert len(load_images(train_data_dir="d", resolution=8, output_dir="dout")) == 1
+    write_parquet("p/train.parquet")
+    assert len(load_images(train_data_dir="p", resolution=8, output_dir="p/out")) == 2

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from ...guards.values import is_integer
 from .folders import LeftOut, choose_split, class_folders, folder_splits, path_split, stat_file, walk_folder
 from .metadata import METADATA, read_metadata, read_texts
 
@@ -142,7 +143,7 @@ class ImageSet:
                 captions = [caption if isinstance(caption, list) else [caption] for caption in captions]
             try:
                 columns[self.caption_column] = pa.array(captions)
-            except pa.ArrowException as error:
+            except (pa.ArrowException, UnicodeEncodeError) as error:
                 raise ValueError(
                     f"`caption_column` {self.caption_column!r} must hold a string or a list of strings for every image: {error}"
                 ) from error
@@ -201,6 +202,10 @@ def find_image_set(
     Raises:
         ValueError: If there is no image, the split or the captions are not found, or metadata cannot be read.
     """
+    if image_column in (label_column, caption_column):
+        raise ValueError(
+            f"`image_column` {image_column!r} must hold images, and cannot be the column of labels or captions too."
+        )
     train_data_dir = os.fspath(train_data_dir)
     if not os.path.exists(train_data_dir):
         raise ValueError(f"`train_data_dir` {train_data_dir!r} does not exist.")
@@ -332,11 +337,11 @@ def _label_and_caption(pictures: _Files, found: dict[str, _Files], class_of, cla
             result.left_out.add(why[missing], names[row])
     columns = {column: [values[index] for index in kept] for column, values in columns.items()}
     if label in columns and kept:
-        result.labels = np.asarray(columns[label])
-        if not np.issubdtype(result.labels.dtype, np.integer) or result.labels.min(initial=0) < 0:
-            raise ValueError(
-                f"`label_column` {label!r} must hold integers from 0, got {columns[label][:3]} in the metadata."
-            )
+        values = columns[label]
+        wrong = [value for value in values if not is_integer(value) or not 0 <= value < 2**63]
+        if wrong:
+            raise ValueError(f"`label_column` {label!r} must hold integers from 0, got {wrong[0]!r} in the metadata.")
+        result.labels = np.asarray(values, np.int64)
     result.captions = columns.get(caption)
     return pictures.select([rows[index] for index in kept])
 

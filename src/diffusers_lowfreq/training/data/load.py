@@ -36,6 +36,7 @@ def open_images(args, **columns):
         dataset_config_name=getattr(args, "dataset_config_name", None),
         split=args.train_split,
         image_column=args.image_column,
+        output_dir=getattr(args, "output_dir", None),
         **columns,
     )
 
@@ -52,6 +53,7 @@ def load_images(
     caption_column: str | None = None,
     cache_dir: str | None = None,
     streaming: bool = False,
+    output_dir: str | None = None,
 ):
     """
     Find images by the name of a dataset on the Hub, or in a local folder of images, parquet files or tar files.
@@ -72,6 +74,8 @@ def load_images(
             Passed on to `datasets` and [`ImageDataset`].
         streaming (`bool`, defaults to `False`):
             Whether to read the images while training, without a copy on this disk.
+        output_dir (`str`, *optional*):
+            A folder that images are written to. It may not lie in a folder of images, which they would join.
 
     Returns:
         [`ImageDataset`] or, with `streaming`, [`ImageStream`].
@@ -98,6 +102,11 @@ def load_images(
         )
         if is_main_process():
             logger.log(WARNING if image_set.left_out else INFO, image_set.summary())
+        if image_set.kind == "folder" and output_dir is not None and _is_in(output_dir, train_data_dir):
+            raise ValueError(
+                f"`output_dir` must not be in `train_data_dir` {train_data_dir!r}, or what it shows would become images of the set; "
+                f"got {output_dir!r}."
+            )
         dataset, identity = image_set.to_dataset(cache_dir, streaming), image_set.identity
     images = ImageStream if streaming else ImageDataset
     return images(dataset, resolution, image_column, label_column, caption_column, identity=identity)
@@ -117,6 +126,11 @@ def _load_by_name(name: str, config_name: str | None, split: str, cache_dir: str
         raise ValueError(f"`dataset_name` {name!r} cannot be read: {error}") from error
 
 
+def _is_in(path: str, folder: str) -> bool:
+    path, folder = (os.path.normcase(os.path.realpath(name)) for name in (path, folder))
+    return (path + os.sep).startswith(folder.rstrip(os.sep) + os.sep)
+
+
 def _identity(dataset, label_column: str | None) -> str | None:
     """
     Hash the columns, the number of images and the labels of a set that has a name. Nothing tells those of a stream.
@@ -125,5 +139,7 @@ def _identity(dataset, label_column: str | None) -> str | None:
     """
     if not hasattr(dataset, "__len__"):
         return None
-    labels = dataset[label_column][:] if label_column in dataset.column_names else None
-    return hashlib.sha256(repr((dataset.features, len(dataset), labels)).encode()).hexdigest()[:16]
+    columns, labels = sorted(dataset.column_names), None
+    if label_column in columns:
+        labels = dataset[label_column][:], getattr(dataset.features[label_column], "names", None)
+    return hashlib.sha256(repr((columns, len(dataset), labels)).encode()).hexdigest()[:16]
