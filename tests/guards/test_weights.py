@@ -6,7 +6,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import make_autoencoder, make_text_encoder, make_tokenizer
 
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers_lowfreq.autoencoding import load_autoencoder
+from diffusers_lowfreq.guards.weights import check_weights
 from diffusers_lowfreq.text_encoding import load_text_encoder
 
 
@@ -40,6 +43,23 @@ def test_a_text_encoder_that_lacks_a_tensor_is_refused(tmp_path, kind):
     drop(file, name)
     with pytest.raises(ValueError, match=f"`pretrained_text_encoder_name_or_path` .* lack the tensor '{name}'"):
         load_text_encoder(str(tmp_path), None, None)
+
+
+class LooksAtNumbers(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, width: int = 2):
+        super().__init__()
+        self.linear = torch.nn.Linear(width, int(torch.ones(width).sum()))  # the meta device has no numbers
+
+
+def test_a_network_that_looks_at_numbers_while_it_is_made_is_checked_too(tmp_path):
+    LooksAtNumbers(3).save_pretrained(tmp_path)
+    check_weights(LooksAtNumbers, tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    name = max(load_file(file))
+    drop(file, name)
+    with pytest.raises(OSError, match=f"lack the tensor '{name}'"):
+        check_weights(LooksAtNumbers, tmp_path)
 
 
 def test_only_the_files_that_are_loaded_are_looked_at(tmp_path):
