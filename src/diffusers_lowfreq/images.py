@@ -87,39 +87,46 @@ def to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> 
         ValueError: If `image` is not an image with this number of `channels`.
     """
     if isinstance(image, Image.Image):
-        if channels not in (1, 3):
-            raise ValueError(f"`image` must be a tensor of the {channels} channels of this model, got a PIL image.")
-        try:
-            has_pixels = min(image.size) > 0 and (image.mode != "F" or np.isfinite(np.asarray(image)).all())
-            rgb = to_rgb(image) if has_pixels else image
-        except Exception as error:  # what Pillow raises on a damaged or closed file depends on its format
-            raise ValueError(f"`image` cannot be read: {error}") from error
-        if not has_pixels:
-            raise ValueError(f"`image` must have pixels, all of them finite, got a PIL image of {image.size}.")
-        image = np.asarray(rgb if channels == 3 else rgb.convert("L"))
-        image = image[..., None] if channels == 1 else image
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
-        raise ValueError(
-            f"`image` must be a PIL image, an array, a tensor or a list of them, got {type(image)} in it."
-        )
-    shape, dtype = tuple(image.shape), image.dtype
+        image = _to_array(image, channels)
     if isinstance(image, torch.Tensor):
         layout = "(channels, height, width)"
         tensor = image.detach().cpu()
-        tensor = tensor / 255 if dtype == torch.uint8 else tensor
-    else:
+        tensor = tensor / 255 if image.dtype == torch.uint8 else tensor
+    elif isinstance(image, np.ndarray):
         layout = "(height, width, channels)"
-        image = image / np.iinfo(dtype).max if dtype.kind == "u" else image
-        tensor = torch.from_numpy(image.astype(np.float32)) if image.dtype.kind == "f" else torch.tensor(0)
+        scaled = image / np.iinfo(image.dtype).max if image.dtype.kind == "u" else image
+        tensor = torch.from_numpy(scaled.astype(np.float32)) if scaled.dtype.kind == "f" else torch.tensor(0)
         tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
+    else:
+        raise ValueError(
+            f"`image` must be a PIL image, an array, a tensor or a list of them, got {type(image)} in it."
+        )
     if not tensor.is_floating_point():
-        raise ValueError(f"`image` must hold numbers in [0, 1], or bytes, got {dtype}.")
+        raise ValueError(f"`image` must hold numbers in [0, 1], or bytes, got {image.dtype}.")
     if tensor.ndim != 3 or tensor.shape[0] != channels or tensor.numel() == 0:
         raise ValueError(
             f"`image` must have pixels and the shape {layout}, or a batch of it, of {channels} "
-            f"channel{'s' * (channels > 1)}, got {shape}."
+            f"channel{'s' * (channels > 1)}, got {tuple(image.shape)}."
         )
-    tensor = tensor.float()
+    return _check_range(tensor.float())
+
+
+def _to_array(image: Image.Image, channels: int) -> np.ndarray:
+    """Convert a PIL image to an array `(height, width, channels)`, grey or RGB."""
+    if channels not in (1, 3):
+        raise ValueError(f"`image` must be a tensor of the {channels} channels of this model, got a PIL image.")
+    try:
+        has_pixels = min(image.size) > 0 and (image.mode != "F" or np.isfinite(np.asarray(image)).all())
+        rgb = to_rgb(image) if has_pixels else image
+    except Exception as error:  # what Pillow raises on a damaged or closed file depends on its format
+        raise ValueError(f"`image` cannot be read: {error}") from error
+    if not has_pixels:
+        raise ValueError(f"`image` must have pixels, all of them finite, got a PIL image of {image.size}.")
+    return np.asarray(rgb) if channels == 3 else np.asarray(rgb.convert("L"))[..., None]
+
+
+def _check_range(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the numbers of an image, all finite and in [0, 1]."""
     if not tensor.isfinite().all():
         raise ValueError(f"`image` must be finite, got {int((~tensor.isfinite()).sum())} values that are not.")
     if tensor.min() < 0 or tensor.max() > 1:
