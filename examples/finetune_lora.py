@@ -215,14 +215,13 @@ def train(pipe, scheduler, convention, cache, conditions, captions, args, images
 
     for batch, draws in run.batches(run.loader(cache, sampler), sampler, validate):
         pair = pairs(batch, draws)  # 1. source and sample
-        condition = conditions(pair.labels, draws)  # 2. what the network is told
-        with (
-            run.autocast()
-        ):  # 3. the loss, in the unit of the stock model: its target is (source - sample) / noise_ratio
+        condition = conditions(pair.labels, draws)  # 2. the other inputs of the network
+        # 3. the loss, in the unit of the stock model: its target is (source - sample) / noise_ratio
+        with run.autocast():
             source, sample = (pack_latents(pipe, x) for x in (pair.source, pair.sample))
             loss = objective(flow, source, sample, generator=draws.generators, **condition).mean()
             loss = loss / args.noise_ratio**2
-        run.take(loss)
+        run.take(loss)  # 4. the gradient and the step
 
     weights = sum(parameter.numel() for parameter in trainable(run.finish()))
     lora = "" if args.full else f", a LoRA of rank {args.rank}"

@@ -138,9 +138,8 @@ class LowFreqFlowStep(ModularPipelineBlocks):
     def __call__(self, components, state):
         block = self.get_block_state(state)
         transformer, scheduler, low = components.transformer, components.scheduler, block.prior_latents
-        guider = (
-            None if transformer.config.use_meanflow else components.guider
-        )  # a one-step model has guidance folded in
+        is_one_step = transformer.config.use_meanflow  # then guidance is folded in
+        guider = None if is_one_step else components.guider
         height, width = (side * scheduler.config.factor for side in low.shape[-2:])
         num_classes = transformer.config.num_classes
         ids = None if block.class_labels is None else read_label_ids(block.class_labels, num_classes)

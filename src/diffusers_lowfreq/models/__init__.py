@@ -1,4 +1,5 @@
-from .transformer_lowfreq import SIZES, LowFreqTransformer2DModel, read_size
+from .sizes import SIZES, read_size
+from .transformer_lowfreq import LowFreqTransformer2DModel
 
 
 __all__ = ["SIZES", "LowFreqTransformer2DModel", "read_size"]

@@ -1,8 +1,6 @@
 # Copyright 2026 The diffusers-lowfreq authors. Licensed under the Apache License, Version 2.0.
 """One small diffusion transformer, for both the flow and the prior model."""
 
-import math
-import re
 from functools import wraps
 from pathlib import Path
 
@@ -17,53 +15,9 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 
-from ..guards.values import MAX_SIZE, check_flag, check_number, check_rising_pair, check_setting, is_number
 from ..guards.versions import VersionedConfigMixin
 from ..guards.weights import check_weights, refuse_missing, without_adapters
-
-
-# Layers, heads and head width of the named sizes. The last four are those of DiT (Peebles & Xie 2022, table 1), with a head
-# width of 64. `docs/models.md` lists parameters and FLOPs.
-SIZES = {
-    "nano": {"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 64},
-    "micro": {"num_layers": 4, "num_attention_heads": 3, "attention_head_dim": 64},
-    "tiny": {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 64},
-    "small": {"num_layers": 12, "num_attention_heads": 6, "attention_head_dim": 64},
-    "base": {"num_layers": 12, "num_attention_heads": 12, "attention_head_dim": 64},
-    "large": {"num_layers": 24, "num_attention_heads": 16, "attention_head_dim": 64},
-    "xlarge": {"num_layers": 28, "num_attention_heads": 18, "attention_head_dim": 64},
-}
-
-
-def read_size(size: str) -> dict[str, int]:
-    """
-    Read the size of a network, as the arguments of [`LowFreqTransformer2DModel`].
-
-    Args:
-        size (`str`):
-            A name of `SIZES`, or `LAYERSxHEADSxHEAD_DIM`, such as `"6x4x64"`.
-
-    Returns:
-        `dict[str, int]`: `num_layers`, `num_attention_heads` and `attention_head_dim`.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if isinstance(size, str) and size in SIZES:
-        return dict(SIZES[size])
-    numbers = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)x([1-9][0-9]*)", size) if isinstance(size, str) else None
-    if numbers is None:
-        raise ValueError(f"`size` must be among {list(SIZES)} or LAYERSxHEADSxHEAD_DIM, got {size!r}.")
-    names = ("num_layers", "num_attention_heads", "attention_head_dim")
-    return dict(zip(names, map(int, numbers.groups())))
-
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def _shape(x) -> tuple[int, ...] | str:
-    """Return the shape of a tensor, and the name of its type for anything else."""
-    return tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+from .inputs import check_config, check_inputs
 
 
 def rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> torch.Tensor:
@@ -257,62 +211,6 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(self.act(self.linear_1(embedding)))
 
 
-def _check_config(config):
-    """Raise a `ValueError` that names the first setting of a [`LowFreqTransformer2DModel`] that is not allowed."""
-    for name in ("patch_size", "in_channels", "num_layers", "num_attention_heads", "attention_head_dim"):
-        check_setting(name, config[name])
-    size = config.sample_size
-    sides = [size] * 2 if isinstance(size, int) else size
-    is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
-    if not is_pair or not all(type(side) is int and 1 <= side <= MAX_SIZE for side in sides):
-        raise ValueError(f"`sample_size` must be a positive integer or two, got {size!r}; the most is {MAX_SIZE}.")
-    heads, head_dim = config.num_attention_heads, config.attention_head_dim
-    if heads * head_dim > MAX_SIZE:
-        raise ValueError(
-            f"`num_attention_heads` times `attention_head_dim` must be at most {MAX_SIZE}, got {heads} times {head_dim}."
-        )
-    if head_dim % 4:
-        raise ValueError(f"`attention_head_dim` must be a multiple of 4, got {head_dim}.")
-    for name in ("num_classes", "caption_channels"):
-        check_setting(name, config[name], int(MAX_SIZE**1.5), optional=True)
-    if config.num_classes is not None and config.caption_channels is not None:
-        raise ValueError(
-            "`caption_channels` must be None with `num_classes`: text or labels, got "
-            f"{config.caption_channels} and {config.num_classes}."
-        )
-    for name in ("mlp_ratio", "time_max_frequency"):
-        check_number(name, config[name], 0, MAX_SIZE, open="(")
-    for name in ("use_meanflow", "use_noise_ratio"):
-        check_flag(name, config[name])
-    _check_guidance(config)
-    _check_statistics(config)
-
-
-def _check_guidance(config):
-    scale, interval = config.guidance_scale, config.guidance_scale_range
-    if scale is None and interval is None:
-        return
-    if not config.use_meanflow or (config.num_classes is None and config.caption_channels is None):
-        raise ValueError(
-            "`guidance_scale` needs a model with `use_meanflow=True` and `num_classes` or `caption_channels`."
-        )
-    check_number("guidance_scale", scale, 0, open="(")
-    if interval is not None:
-        check_rising_pair("guidance_scale_range", interval, 1, math.inf)
-        if not interval[0] <= scale <= interval[1]:
-            raise ValueError(f"`guidance_scale` must be in the `guidance_scale_range` {interval!r}, got {scale!r}.")
-
-
-def _check_statistics(config):
-    if (config.sample_mean is None) != (config.sample_std is None):
-        raise ValueError("`sample_mean` and `sample_std` must be given together.")
-    for name, kind, least in (("sample_mean", "numbers", -math.inf), ("sample_std", "positive numbers", 0)):
-        values, channels = config[name], config.in_channels
-        is_list = isinstance(values, (list, tuple)) and len(values) == channels
-        if values is not None and not (is_list and all(is_number(x) and least < x < math.inf for x in values)):
-            raise ValueError(f"`{name}` must be a list of {channels} {kind}, one a channel, got {values!r}.")
-
-
 class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
     r"""
     A diffusion transformer that predicts the velocity of a flow on images or latents of any size.
@@ -385,7 +283,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         sample_std: list[float] | None = None,
     ):
         super().__init__()
-        _check_config(self.config)
+        check_config(self.config)
         dim = num_attention_heads * attention_head_dim
 
         self.proj_in = nn.Linear(in_channels * patch_size**2, dim)
@@ -533,7 +431,7 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         """
         inputs = {"timestep": timestep, "timestep_r": timestep_r, "noise_ratio": noise_ratio, "guidance": guidance}
         inputs |= {"class_labels": class_labels, "encoder_hidden_states": encoder_hidden_states}
-        self._check_inputs(hidden_states, inputs, encoder_attention_mask)
+        check_inputs(self.config, hidden_states, inputs, encoder_attention_mask)
         batch, channels, height, width = hidden_states.shape
         dtype, p = hidden_states.dtype, self.config.patch_size
 
@@ -581,49 +479,3 @@ class LowFreqTransformer2DModel(VersionedConfigMixin, ModelMixin, ConfigMixin, A
         if not return_dict:
             return (sample,)
         return Transformer2DModelOutput(sample=sample)
-
-    def _check_inputs(self, hidden_states, inputs: dict, encoder_attention_mask):
-        """Raise a `ValueError` that names the first input that does not fit the configuration."""
-        config, p = self.config, self.config.patch_size
-        if (
-            not isinstance(hidden_states, torch.Tensor)
-            or not hidden_states.is_floating_point()
-            or hidden_states.ndim != 4
-            or hidden_states.shape[1] != config.in_channels
-            or hidden_states.shape[2] % p
-            or hidden_states.shape[3] % p
-        ):
-            raise ValueError(
-                f"`hidden_states` must be floating point of shape (batch, {config.in_channels}, height, width) with sides "
-                f"divisible by {p}, got {_shape(hidden_states)}."
-            )
-        batch = hidden_states.shape[0]
-        for name in ("timestep", "timestep_r", "noise_ratio", "guidance"):
-            value = inputs[name]
-            if (value is not None or name == "timestep") and _shape(value) not in ((), (1,), (batch,)):
-                raise ValueError(f"`{name}` must be a tensor of shape () or ({batch},), got {_shape(value)}.")
-        labels, text = inputs["class_labels"], inputs["encoder_hidden_states"]
-        if labels is not None and (_shape(labels) != (batch,) or labels.dtype not in INTEGERS):
-            raise ValueError(f"`class_labels` must be integers of shape ({batch},), got {_shape(labels)}.")
-        for name, is_taken in (
-            ("encoder_hidden_states", config.caption_channels is not None),
-            ("noise_ratio", config.use_noise_ratio),
-            ("guidance", config.guidance_scale_range is not None),
-        ):
-            if (inputs[name] is not None) != is_taken:
-                raise ValueError(f"`{name}` must {'' if is_taken else 'not '}be given to this model.")
-        if text is not None and (text.ndim != 3 or text.shape[0] != batch or text.shape[2] != config.caption_channels):
-            raise ValueError(
-                f"`encoder_hidden_states` must be of shape ({batch}, text_tokens, {config.caption_channels}), got "
-                f"{tuple(text.shape)}."
-            )
-        text_shape = None if text is None else text.shape[:2]
-        if encoder_attention_mask is not None and encoder_attention_mask.shape != text_shape:
-            raise ValueError(
-                "`encoder_attention_mask` must have the batch and tokens of `encoder_hidden_states`, "
-                f"{text_shape and tuple(text_shape)}, got {tuple(encoder_attention_mask.shape)}."
-            )
-        if inputs["timestep_r"] is not None and not config.use_meanflow:
-            raise ValueError("`timestep_r` needs a model with `use_meanflow=True`.")
-        if labels is not None and config.num_classes is None:
-            raise ValueError("`class_labels` must not be given to a model without `num_classes`.")

@@ -25,13 +25,8 @@ from ..guards.versions import VersionedConfigMixin
 from ..projections import LowFrequencyProjection
 
 
-SOURCE = (
-    "projection",
-    "factor",
-    "projection_basis",
-    "noise_ratio",
-    "noise_ratio_range",
-)  # the settings that define it
+# The settings that define it
+SOURCE = ("projection", "factor", "projection_basis", "noise_ratio", "noise_ratio_range")
 
 # Settings of other flow-matching schedulers that change the trajectory. This one lacks them, so it refuses them.
 _REFUSED = ("invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "stochastic_sampling")

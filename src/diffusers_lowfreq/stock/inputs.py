@@ -112,7 +112,7 @@ def check_call(pipe: DiffusionPipeline, num_inference_steps: int, starts: dict, 
     check_choice("upsample", upsample, ("pixels", "latents"))
 
 
-def read_size(
+def resolve_size(
     pipe: DiffusionPipeline,
     scheduler: LowFreqFlowMatchScheduler,
     prior_latents: torch.Tensor | None,

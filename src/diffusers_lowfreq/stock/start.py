@@ -14,7 +14,7 @@ from ..adapters import adapters_left_out
 from ..autoencoding import decode_latents, encode_images, image_channels
 from ..images import prepare_images
 from ..schedulers import LowFreqFlowMatchScheduler
-from .inputs import call_parameters, check_call, check_pipeline, read_scheduler, read_size, repeat_low
+from .inputs import call_parameters, check_call, check_pipeline, read_scheduler, repeat_low, resolve_size
 from .latents import cast_given_latents, latent_size, pack_latents, unpack_latents
 from .plain_scheduler import checked_scheduler, plain_scheduler
 
@@ -91,7 +91,7 @@ def generate_from_coarse(
     check_call(pipe, num_inference_steps, starts, upsample, call)
     if "use_resolution_binning" in call_parameters(pipe):  # SANA would change the size
         call.setdefault("use_resolution_binning", False)
-    height, width = read_size(pipe, scheduler, prior_latents, height, width)
+    height, width = resolve_size(pipe, scheduler, prior_latents, height, width)
     device = pipe._execution_device
 
     with torch.no_grad():
