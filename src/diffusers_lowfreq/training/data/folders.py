@@ -106,27 +106,27 @@ def folder_splits(names: list[str], asked: str | None) -> tuple[list[str | None]
     def tail(name):
         return name[top:].partition("/")[2]
 
-    told = {folder: _find_split(folder, asked) for folder in set(map(head, names)) - {None}}
-    splits = {split for split, _ in told.values()}
-    alike = None not in splits and len({rest for _, rest in told.values()}) == 1
+    found = {folder: _find_split(folder, asked) for folder in set(map(head, names)) - {None}}
+    splits = {split for split, _ in found.values()}
+    alike = None not in splits and len({rest for _, rest in found.values()}) == 1
     if alike or (asked is not None and _canonical(asked) in splits):
-        split_of = {folder: split for folder, (split, _) in told.items()}
+        split_of = {folder: split for folder, (split, _) in found.items()}
         return [split_of.get(head(name)) for name in names], tail
     return [path_split(names[0][:top], asked)] * len(names), str
 
 
 def choose_split(splits: set[str | None], asked: str | None, train_data_dir: str) -> str | None:
     """The split that is asked for, or else `"train"`, what names no split, or the only split there is."""
-    told = sorted(splits - {None})
-    if asked is not None and _canonical(asked) not in told:
+    named = sorted(splits - {None})
+    if asked is not None and _canonical(asked) not in named:
         raise ValueError(
-            f"`split` must be one of {told}, the splits that names in {train_data_dir!r} tell, got {asked!r}."
+            f"`split` must be one of {named}, the splits that names in {train_data_dir!r} tell, got {asked!r}."
         )
-    if asked is not None or "train" in told:
+    if asked is not None or "train" in named:
         return _canonical(asked or "train")
-    if None not in splits and len(told) > 1:
-        raise ValueError(f"`split` must be given (`--train_split`): {train_data_dir!r} holds the splits {told}.")
-    return None if None in splits else told[0]
+    if None not in splits and len(named) > 1:
+        raise ValueError(f"`split` must be given (`--train_split`): {train_data_dir!r} holds the splits {named}.")
+    return None if None in splits else named[0]
 
 
 def class_folders(
